@@ -1,0 +1,415 @@
+"""params.yaml as frozen, typed objects: the only place where a knob is defined.
+
+Unknown keys, wrong types and impossible values are refused together, in one error that names
+each key and, for a misspelt one, the nearest that exists. `runtime` holds what never changes a
+result (workers, device, log interval); no stage of dvc.yaml depends on it.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from mae.errors import ParamsError
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
+Range = Annotated[tuple[Rate, Rate], Field(strict=False)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Feature = Literal["cls", "mean"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# --- data -------------------------------------------------------------------------------------
+
+
+class ImagesParams(Section):
+    """Where the images for pretraining and classification come from."""
+
+    source: Literal["digits", "folder"]
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _path_when_needed(self) -> Self:
+        if (self.source == "folder") != (self.path is not None):
+            raise ValueError("source 'folder' needs a path; 'digits' takes none (path: null)")
+        return self
+
+
+class ScenesParams(Section):
+    """Where the images with boxes and masks come from; `none` skips detection."""
+
+    source: Literal["digits", "coco", "none"]
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _path_when_needed(self) -> Self:
+        if (self.source == "coco") != (self.path is not None):
+            raise ValueError(
+                "source 'coco' needs a path; 'digits' and 'none' take none (path: null)"
+            )
+        return self
+
+
+class SplitParams(Section):
+    """Shares of a source without splits of its own that are held out, by hash of the group."""
+
+    val: Annotated[float, Field(ge=0, lt=1)]
+    test: Annotated[float, Field(ge=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _leave_some_for_training(self) -> Self:
+        if self.val + self.test >= 1:
+            raise ValueError("val + test must stay below 1, so that something is left to train on")
+        return self
+
+
+class DataParams(Section):
+    images: ImagesParams
+    scenes: ScenesParams
+    splits: SplitParams
+    channels: Positive
+    bit_depth: Literal[8, 16]
+    min_side: Positive
+    max_pixels: Positive
+    shard_mb: Positive
+
+
+class ValidateParams(Section):
+    """Bounds of the Great Expectations suites; see mae/data/expectations.py for severities."""
+
+    min_images: Positive
+    max_quarantined: Share
+    max_duplicates: Share
+    max_leaked: Share
+    min_per_class: Count
+
+
+# --- model ------------------------------------------------------------------------------------
+
+
+class MaskParams(Section):
+    kind: Literal["random"]
+    ratio: Annotated[float, Field(gt=0, lt=1)]
+
+    def kept(self, patches: int) -> int:
+        """Return how many of `patches` stay visible: rounded down, as in the reference code.
+
+        The small term keeps 10 x (1 - 0.9) at 1, where binary fractions would make it 0.
+        """
+        return int(patches * (1 - self.ratio) + 1e-6)
+
+
+class DecoderParams(Section):
+    width: Positive
+    depth: Positive
+    heads: Positive
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        _check_width(self.width, self.heads)
+        return self
+
+
+class ModelParams(Section):
+    """The autoencoder. `patch` is a side or [height, width] in pixels.
+
+    For evaluation an image is resized to cover `resize` x (height, width), then centre-cropped.
+    """
+
+    height: Positive
+    width: Positive
+    resize: Annotated[float, Field(ge=1)]
+    patch: Positive | Pair
+    dim: Positive
+    depth: Positive
+    heads: Positive
+    mlp_ratio: Rate
+    decoder: DecoderParams
+    mask: MaskParams
+    target: Literal["pixels", "normalized_pixels"]
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        return (self.patch, self.patch) if isinstance(self.patch, int) else self.patch
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Self:
+        ph, pw = self.patch_size
+        if self.height % ph or self.width % pw:
+            raise ValueError(
+                f"an image of {self.height} x {self.width} cannot be cut into patches of "
+                f"{ph} x {pw}: choose sides that are multiples of the patch"
+            )
+        patches = (self.height // ph) * (self.width // pw)
+        kept = self.mask.kept(patches)
+        if not 0 < kept < patches:
+            raise ValueError(
+                f"mask.ratio {self.mask.ratio} keeps {kept} of {patches} patches: "
+                "at least one must be visible and one hidden"
+            )
+        _check_width(self.dim, self.heads)
+        return self
+
+
+def _check_width(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"width {width} is not a multiple of its {heads} heads")
+    if width % 4:
+        raise ValueError(f"width {width} is not a multiple of 4, which 2-D sin-cos positions need")
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+class OptimParams(Section):
+    """How one task learns. lr = blr x batch / 256, warm-up then half a cosine per step."""
+
+    epochs: Positive
+    batch: Positive
+    blr: Rate
+    weight_decay: NotNegative
+    warmup_epochs: NotNegative
+    min_lr: NotNegative = 0.0
+    clip_grad: Rate | None = None
+    precision: Precision
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Whole batches per epoch; a set smaller than one batch gives one smaller batch."""
+        return max(1, images // self.batch)
+
+    def effective_batch(self, images: int) -> int:
+        return min(self.batch, images)
+
+    def lr(self, images: int) -> float:
+        return self.blr * self.effective_batch(images) / 256
+
+    def total_steps(self, images: int) -> int:
+        return self.epochs * self.steps_per_epoch(images)
+
+    def warmup_steps(self, images: int) -> int:
+        """At most a quarter of a short run, so that warm-up never eats the schedule."""
+        wanted = round(self.warmup_epochs * self.steps_per_epoch(images))
+        return min(wanted, self.total_steps(images) // 4)
+
+    def describe(self, images: int) -> str:
+        return (
+            f"{images} images, effective batch {self.effective_batch(images)}, "
+            f"lr {self.lr(images):.3g} (blr {self.blr:g}), {self.total_steps(images)} steps "
+            f"({self.steps_per_epoch(images)} per epoch), warm-up {self.warmup_steps(images)} steps"
+        )
+
+
+class AugmentParams(Section):
+    """Random resized crop (area range, aspect range of the crop) and horizontal flip."""
+
+    crop_area: Range
+    crop_aspect: Range
+    flip: bool
+
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> Self:
+        if self.crop_area[0] > self.crop_area[1] or self.crop_area[1] > 1:
+            raise ValueError("crop_area must rise and end at 1 at most, as in [0.2, 1.0]")
+        if self.crop_aspect[0] > self.crop_aspect[1]:
+            raise ValueError("crop_aspect must rise, as in [0.75, 1.333]")
+        return self
+
+
+class PretrainParams(OptimParams):
+    betas: Range
+    accumulate: Positive
+    augment: AugmentParams
+
+    @model_validator(mode="after")
+    def _micro_batches_are_whole(self) -> Self:
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"batch {self.batch} is not a multiple of accumulate {self.accumulate}"
+            )
+        return self
+
+
+# --- evaluation -------------------------------------------------------------------------------
+
+
+class KnnParams(Section):
+    k: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+    temperature: Rate
+    feature: Feature
+
+
+class LinearProbeParams(OptimParams):
+    feature: Feature
+    seeds: Positive
+
+
+class LabelBudget(Section):
+    """Labels per class (null: all of them) and the epochs spent on them."""
+
+    labels_per_class: Positive | None
+    epochs: Positive
+
+
+class FinetuneParams(Section):
+    budgets: Annotated[tuple[LabelBudget, ...], Field(strict=False, min_length=1)]
+    seeds: Positive
+    batch: Positive
+    blr: Rate
+    weight_decay: NotNegative
+    warmup_epochs: NotNegative
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    drop_path: Annotated[float, Field(ge=0, lt=1)]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    feature: Feature
+    precision: Precision
+    augment: AugmentParams
+
+    def optim(self, budget: LabelBudget) -> OptimParams:
+        return OptimParams(
+            epochs=budget.epochs,
+            batch=self.batch,
+            blr=self.blr,
+            weight_decay=self.weight_decay,
+            warmup_epochs=self.warmup_epochs,
+            precision=self.precision,
+        )
+
+
+class DetectionParams(OptimParams):
+    height: Positive
+    width: Positive
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    drop_path: Annotated[float, Field(ge=0, lt=1)]
+    flip: bool
+
+
+class EvaluateParams(Section):
+    knn: KnnParams
+    linear_probe: LinearProbeParams
+    finetune: FinetuneParams
+    detection: DetectionParams
+
+
+# --- export, runtime --------------------------------------------------------------------------
+
+
+class ExportParams(Section):
+    """The ONNX file and its gate: largest difference and smallest cosine against torch."""
+
+    opset: Positive
+    parity_images: Positive
+    max_abs: Rate
+    min_cosine: Annotated[float, Field(gt=0, le=1)]
+
+
+class LaunchParams(Section):
+    """Processes that share one training run; each takes its part of every batch."""
+
+    processes: Positive
+    nodes: Positive
+    rendezvous: str | None
+
+
+class RuntimeParams(Section):
+    """What never changes a result. No stage depends on it."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    workers: Positive
+    cache_mb: Count
+    log_every: Positive
+    checkpoint_minutes: Rate
+    keep_checkpoints: Positive
+    launch: LaunchParams
+
+
+class Params(Section):
+    seed: Count
+    data: DataParams
+    validate_: ValidateParams = Field(alias="validate")
+    model: ModelParams
+    pretrain: PretrainParams
+    evaluate: EvaluateParams
+    export: ExportParams
+    runtime: RuntimeParams
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: 1e-4 is a number here, as it is for DVC, and not a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+
+
+def read_params(path: Path | str = "params.yaml") -> Params:
+    """Read and check params.yaml. Raises ParamsError with every fault found."""
+    path = Path(path)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist: run from the root of the project") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ParamsError(f"{path} must hold sections such as 'data:' and 'model:'")
+    return parse_params(content, str(path))
+
+
+def parse_params(content: dict[str, Any], origin: str = "params") -> Params:
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_explain(fault, content)}" for fault in error.errors())
+        raise ParamsError(f"{origin} has faults:\n{faults}") from None
+
+
+def _explain(fault: Any, content: dict[str, Any]) -> str:
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join(location)
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
+        return f"{key}: unknown key; {hint}"
+    if fault["type"] == "missing":
+        return f"{key}: missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    value = fault["input"]
+    return f"{key}: {message}" + ("" if isinstance(value, dict) else f" (it is {value!r})")
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    section: type[BaseModel] = Params
+    for part in location:
+        if not part.isdigit():
+            section = _section_of(_fields(section)[part].annotation)
+    return list(_fields(section))
+
+
+def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
+def _section_of(annotation: Any) -> type[BaseModel]:
+    """Return the section that a field holds, alone or inside a tuple."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(_section_of(part) for part in get_args(annotation))

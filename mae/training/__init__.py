@@ -1,0 +1,1 @@
+"""The one training loop, driven by a Task; everything that learns goes through it."""

@@ -1,0 +1,160 @@
+"""Masked-autoencoder pretraining: the task, the identity of a run, and its held-out loss."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mae.data.batch import Batch
+from mae.data.loader import EvalLoader, TrainLoader
+from mae.data.reader import ShardReader
+from mae.files import fingerprint, write_json
+from mae.model.autoencoder import Autoencoder, build_autoencoder, masked_loss
+from mae.params import Params
+from mae.pixels import PixelNormalizer, PixelStatistics
+from mae.training.devices import Place, resolve_precision
+from mae.training.task import Task
+from mae.training.trainer import Trainer, adamw
+
+LOG = logging.getLogger(__name__)
+
+# Part of every run's identity: raise it when the same parameters would no longer lead to the
+# same weights, so that no run continues from, or is taken for, one of the older kind.
+TRAJECTORY = 1
+
+
+class PretrainTask(Task):
+    """Batch of images and ids -> mean squared error at the hidden patches."""
+
+    def __init__(self, autoencoder: Autoencoder, statistics: PixelStatistics, seed: int) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.normalize = PixelNormalizer(statistics)
+        self.seed = seed
+
+    def forward(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        outcome = self.autoencoder(self.normalize(batch.images), batch.ids, self.seed, epoch)
+        return masked_loss(outcome), {}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A finished run: the model in eval mode, where it was made, and how it went."""
+
+    autoencoder: Autoencoder
+    statistics: PixelStatistics
+    folder: Path
+    steps: int
+    images: int
+    val_loss: float
+
+
+def run_identity(params: Params, precision: str, data_fingerprint: str) -> str:
+    """Return 16 hex digits of everything that shapes the weights; runtime settings do not."""
+    content = {
+        "trajectory": TRAJECTORY,
+        "seed": params.seed,
+        "model": params.model.model_dump(mode="json"),
+        "pretrain": {**params.pretrain.model_dump(mode="json"), "precision": precision},
+        "data": data_fingerprint,
+    }
+    return fingerprint(content)[:16]
+
+
+def pretrain(params: Params, shards: Path, runs: Path, place: Place) -> Pretrained:
+    """Pretrain on the train split of `shards`, continuing the run of the same identity in `runs`.
+
+    Raises Interrupted when a signal asked to stop (state saved), DivergedError when the loss
+    is no longer a number.
+    """
+    reader = ShardReader(shards, "train")
+    precision = resolve_precision(params.pretrain.precision, place.device)
+    identity = run_identity(params, precision, reader.info.fingerprint)
+    folder = runs / identity
+    loader = _train_loader(params, reader, place)
+    statistics = reader.info.statistics
+    autoencoder = build_autoencoder(params.model, reader.info.channels, params.seed)
+    if place.leads:
+        weights = sum(p.numel() for p in autoencoder.parameters()) / 1e6
+        LOG.info("pretrain: %s", params.pretrain.describe(loader.images))
+        LOG.info("pretrain: %.2f M parameters, %s on %s", weights, precision, place.device)
+        LOG.info("pretrain: run %s", folder)
+        write_json(folder / "params.json", params.model_dump(mode="json", by_alias=True))
+    trainer = Trainer(
+        PretrainTask(autoencoder, statistics, params.seed),
+        loader,
+        params.pretrain,
+        seed=params.seed,
+        place=place,
+        runtime=params.runtime,
+        make_optimizer=adamw(params.pretrain.betas),
+        accumulate=params.pretrain.accumulate,
+        folder=folder,
+        identity=identity,
+        title="pretrain",
+    )
+    trainer.run()
+    return Pretrained(
+        autoencoder=autoencoder.eval(),
+        statistics=statistics,
+        folder=folder,
+        steps=trainer.schedule.total,
+        images=loader.images,
+        val_loss=held_out_loss(params, shards, autoencoder, statistics, place),
+    )
+
+
+def _train_loader(params: Params, reader: ShardReader, place: Place) -> TrainLoader:
+    return TrainLoader(
+        reader,
+        height=params.model.height,
+        width=params.model.width,
+        batch=params.pretrain.batch,
+        seed=params.seed,
+        purpose="pretrain",
+        augment=params.pretrain.augment,
+        workers=params.runtime.workers,
+        cache_mb=params.runtime.cache_mb,
+        rank=place.rank,
+        world_size=place.world_size,
+    )
+
+
+def held_out_loss(
+    params: Params,
+    shards: Path,
+    autoencoder: Autoencoder,
+    statistics: PixelStatistics,
+    place: Place,
+) -> float:
+    """Return the masked loss on the val split, each image once, under masks that never change."""
+    loader = EvalLoader(
+        ShardReader(shards, "val"),
+        height=params.model.height,
+        width=params.model.width,
+        resize=params.model.resize,
+        batch=256,
+        workers=params.runtime.workers,
+        cache_mb=0,
+    )
+    return masked_loss_over(loader, autoencoder, statistics, place.device)
+
+
+@torch.no_grad()
+def masked_loss_over(
+    batches: Iterable[Batch],
+    autoencoder: Autoencoder,
+    statistics: PixelStatistics,
+    device: torch.device,
+) -> float:
+    normalize = PixelNormalizer(statistics).to(device)
+    total, images = 0.0, 0
+    for batch in batches:
+        batch = batch.to(device)
+        outcome = autoencoder(normalize(batch.images), batch.ids, seed=0, epoch=0)
+        total += float(masked_loss(outcome)) * len(batch)
+        images += len(batch)
+    return total / images

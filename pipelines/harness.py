@@ -1,0 +1,79 @@
+"""What surrounds every stage: parameters, logging, exit codes, time and memory.
+
+Usage, at the end of pipelines/stages/NAME.py:
+
+    if __name__ == "__main__":
+        run_stage("NAME", main)
+"""
+
+import logging
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from mae.errors import Interrupted, MaestroError
+from mae.params import Params, read_params
+from pipelines.lifeline import end_with_dvc
+
+LOG = logging.getLogger("pipelines.stage")
+
+
+def run_stage(name: str, main: Callable[[Params, list[str]], None]) -> NoReturn:
+    """Call `main(params, arguments)` and leave with the exit code that says how it went.
+
+    0 done, 2 parameters, 3 data, 4 checkpoint, 5 diverged, 75 interrupted (run it again), each
+    with one sentence on stderr; 1 for anything unforeseen, with its traceback. SIGTERM and
+    SIGINT raise KeyboardInterrupt in `main`, unless it handles them.
+    """
+    arguments = sys.argv[1:]
+    set_up_logging()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    started = time.monotonic()
+    code = _run(main, arguments)
+    LOG.info(
+        "%s %s in %.1f s, peak memory %d MB",
+        " ".join([name, *arguments]),
+        "done" if code == 0 else f"ended with code {code}",
+        time.monotonic() - started,
+        _peak_memory_mb(),
+    )
+    sys.exit(code)
+
+
+def set_up_logging() -> None:
+    """Log to stderr in one format: our own messages from INFO, those of libraries from WARNING."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)-7s %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+    for own in ("mae", "pipelines"):
+        logging.getLogger(own).setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+def _run(main: Callable[[Params, list[str]], None], arguments: list[str]) -> int:
+    try:
+        end_with_dvc()
+        main(read_params(), arguments)
+    except KeyboardInterrupt:
+        LOG.error("interrupted: run the same command again to continue")
+        return Interrupted.exit_code
+    except MaestroError as error:
+        LOG.error("%s", error)
+        return error.exit_code
+    except Exception:
+        LOG.exception("unforeseen fault")
+        return 1
+    return 0
+
+
+def _peak_memory_mb() -> int:
+    """Return the largest resident set of this process or of any child it waited for, in MB."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(one).ru_maxrss for one in who) * 1024 // 1_000_000
