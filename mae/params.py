@@ -256,19 +256,19 @@ class LinearProbeParams(OptimParams):
 
 
 class LabelBudget(Section):
-    """Labels per class (null: all of them) and the epochs spent on them."""
+    """Labels per class (null: all of them), the epochs spent on them, and how many draws."""
 
     labels_per_class: Positive | None
     epochs: Positive
+    seeds: Positive
 
 
 class FinetuneParams(Section):
     budgets: Annotated[tuple[LabelBudget, ...], Field(strict=False, min_length=1)]
-    seeds: Positive
     batch: Positive
     blr: Rate
     weight_decay: NotNegative
-    warmup_epochs: NotNegative
+    warmup_share: Share
     layer_decay: Annotated[float, Field(gt=0, le=1)]
     drop_path: Annotated[float, Field(ge=0, lt=1)]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
@@ -282,7 +282,7 @@ class FinetuneParams(Section):
             batch=self.batch,
             blr=self.blr,
             weight_decay=self.weight_decay,
-            warmup_epochs=self.warmup_epochs,
+            warmup_epochs=self.warmup_share * budget.epochs,
             precision=self.precision,
         )
 

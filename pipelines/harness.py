@@ -1,6 +1,6 @@
-"""What surrounds every stage: parameters, logging, exit codes, time and memory.
+"""What surrounds every stage (parameters, logging, exit codes, time, memory) and other programs.
 
-Usage, at the end of pipelines/stages/NAME.py:
+For a stage, at the end of pipelines/stages/NAME.py:
 
     if __name__ == "__main__":
         run_stage("NAME", main)
@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from mae.errors import Interrupted, MaestroError
 from mae.params import Params, read_params
-from pipelines.lifeline import end_with_dvc
+from pipelines.lifeline import end_offspring, end_with_dvc
 
 LOG = logging.getLogger("pipelines.stage")
 
@@ -33,6 +33,7 @@ def run_stage(name: str, main: Callable[[Params, list[str]], None]) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     code = _run(main, arguments)
+    end_offspring()
     LOG.info(
         "%s %s in %.1f s, peak memory %d MB",
         " ".join([name, *arguments]),
@@ -41,6 +42,20 @@ def run_stage(name: str, main: Callable[[Params, list[str]], None]) -> NoReturn:
         _peak_memory_mb(),
     )
     sys.exit(code)
+
+
+def leave_with(main: Callable[[], None]) -> NoReturn:
+    """Call `main` as a program: a MaestroError becomes one message and its exit code."""
+    set_up_logging()
+    try:
+        main()
+    except MaestroError as error:
+        LOG.error("%s", error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        LOG.error("interrupted: run the same command again to continue")
+        sys.exit(Interrupted.exit_code)
+    sys.exit(0)
 
 
 def set_up_logging() -> None:

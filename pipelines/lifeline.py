@@ -6,7 +6,6 @@ the shell where that stays in between) and ends when one of them does. A pidfd i
 prctl(PR_SET_PDEATHSIG), which sees only the direct parent and fires when a mere thread of it ends.
 """
 
-import contextlib
 import logging
 import os
 import select
@@ -16,6 +15,7 @@ import threading
 import psutil
 
 from mae.errors import Interrupted
+from pipelines.processes import environment, is_dvc, send
 
 LOG = logging.getLogger(__name__)
 GRACE_SECONDS = 60.0
@@ -28,10 +28,10 @@ def end_with_dvc(grace: float = GRACE_SECONDS) -> None:
     """
     if "DVC_STAGE" not in os.environ:
         return
+    myself = psutil.Process()
     try:
-        chain = _up_to_dvc()
-        watched = [os.pidfd_open(process.pid) for process in chain]
-        if not chain or _has_adopted_us(chain[-1]):
+        watched = [os.pidfd_open(process.pid) for process in _up_to_dvc(myself)]
+        if is_orphan(myself):
             raise ProcessLookupError
     except (ProcessLookupError, psutil.NoSuchProcess):
         raise Interrupted("dvc, which started this stage, is gone: run it again") from None
@@ -41,29 +41,31 @@ def end_with_dvc(grace: float = GRACE_SECONDS) -> None:
     threading.Thread(target=_watch, args=(watched, grace), name="lifeline", daemon=True).start()
 
 
-def _up_to_dvc() -> list[psutil.Process]:
+def is_orphan(process: psutil.Process) -> bool:
+    """Tell whether the dvc that started `process`, a stage or a child of one, has died.
+
+    What looks like DVC may be the process (init or another reaper) that is handed the children
+    of the dead. DVC may also be driven from Python, so a name without "dvc" is no proof by
+    itself. A session without leader is: where pipelines/runner.py started DVC, that is DVC.
+    """
+    chain = _up_to_dvc(process)
+    if not chain:
+        return True
+    top = chain[-1]
+    if is_dvc(top) or "python" in top.name():
+        return False
+    session = os.getsid(process.pid)
+    return top.pid == 1 or (session > 0 and not psutil.pid_exists(session))
+
+
+def _up_to_dvc(process: psutil.Process) -> list[psutil.Process]:
     """Return the ancestors up to DVC: it is the first that lacks the DVC_STAGE it hands down."""
     chain = []
-    for ancestor in psutil.Process().parents():
+    for ancestor in process.parents():
         chain.append(ancestor)
-        try:
-            if "DVC_STAGE" not in ancestor.environ():
-                break
-        except psutil.AccessDenied:
+        if "DVC_STAGE" not in environment(ancestor):
             break
     return chain
-
-
-def _has_adopted_us(ancestor: psutil.Process) -> bool:
-    """Tell DVC from the process (init or another reaper) that is handed the children of the dead.
-
-    DVC may also be driven from Python, so a name without "dvc" is no proof by itself. A session
-    without leader is: the leader is DVC itself where pipelines/runner.py started it.
-    """
-    if any("dvc" in part for part in ancestor.cmdline()) or "python" in ancestor.name():
-        return False
-    session = os.getsid(0)
-    return ancestor.pid == 1 or (session > 0 and not psutil.pid_exists(session))
 
 
 def _watch(watched: list[int], grace: float) -> None:
@@ -74,19 +76,12 @@ def _watch(watched: list[int], grace: float) -> None:
     LOG.error("dvc, which started this stage, has died: stopping")
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(grace)
-    end_tree(psutil.Process())
+    end_offspring()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def end_tree(process: psutil.Process) -> None:
-    """Kill `process` and all its descendants, itself last."""
-    try:
-        for child in process.children(recursive=True):
-            _kill(child)
-    except psutil.NoSuchProcess:
-        return
-    _kill(process)
-
-
-def _kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
+def end_offspring() -> None:
+    """Kill every process below this one."""
+    for process in psutil.Process().children(recursive=True):
+        LOG.warning("process %d was left running: killed", process.pid)
+        send(process, signal.SIGKILL)

@@ -14,6 +14,7 @@ Rules, the same at sharding and at training:
 import io
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,13 @@ from PIL import Image, UnidentifiedImageError
 
 from mae.data import reasons
 
-Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+Pixels = NDArray[np.unsignedinteger[Any]]  # uint8 or uint16
 
-# Never the formats that run another program or fetch something (EPS, WMF).
-_FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+# Never the formats that run another program or fetch something (EPS, WMF). Asking Pillow for a
+# format that it was built without is an error.
+_WANTED = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+Image.init()
+_FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 
 # First bytes of the formats above: a file that begins so but cannot be opened is an image cut
 # short; any other is no image.
@@ -137,7 +141,12 @@ def _open(data: bytes) -> Image.Image:
             reasons.NOT_AN_IMAGE, f"begins with {data[:12]!r}, which is no known image format"
         ) from None
     except Exception as error:  # a damaged header makes Pillow raise nearly anything
-        raise ImageFault(reasons.DAMAGED, f"the header cannot be read ({error})") from None
+        raise _fault("the header cannot be read", error) from None
+
+
+def _fault(what: str, error: Exception) -> ImageFault:
+    reason = reasons.TRUNCATED if "truncated" in str(error).lower() else reasons.DAMAGED
+    return ImageFault(reason, f"{what} ({error})")
 
 
 def _header(data: bytes, image: Image.Image) -> ImageHeader:
@@ -188,20 +197,15 @@ def _load(data: bytes) -> tuple[Pixels, bool]:
         header = _header(data, image)
         try:
             image.load()
-        except OSError as error:
-            reason = reasons.TRUNCATED if "truncated" in str(error) else reasons.DAMAGED
-            raise ImageFault(reason, f"{image.format} cannot be decoded ({error})") from None
+            flat = image if header.bit_depth == 16 else _plain_mode(image)
         except Exception as error:
-            raise ImageFault(
-                reasons.DAMAGED, f"{image.format} cannot be decoded ({error})"
-            ) from None
+            raise _fault(f"{image.format} cannot be decoded", error) from None
         if header.bit_depth == 16:
             pixels = _sixteen_bit(data, image, header)
             has_alpha = pixels.shape[2] in (2, 4)
         else:
-            image_8 = _plain_mode(image)
-            pixels = np.asarray(image_8)
-            has_alpha = image_8.mode in ("LA", "RGBA")
+            pixels = np.asarray(flat)
+            has_alpha = flat.mode in ("LA", "RGBA")
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         return _turn(pixels, _orientation(image)), has_alpha
 
@@ -258,9 +262,7 @@ def _turn(pixels: Pixels, orientation: int) -> Pixels:
 def _probe_npy(data: bytes) -> ImageHeader:
     shape, dtype = _npy_header(data)
     channels = shape[2] if len(shape) == 3 else 1
-    return ImageHeader(
-        shape[0], shape[1], f"npy:{channels}", channels, dtype.itemsize * 8, "NPY"
-    )
+    return ImageHeader(shape[0], shape[1], f"npy:{channels}", channels, dtype.itemsize * 8, "NPY")
 
 
 def _npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype]:

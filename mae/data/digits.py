@@ -13,20 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from mae.data.records import Record
 from PIL import Image
 
+from mae.data.records import Record
 from mae.hashing import text_id, uniform
 
-HEIGHT, WIDTH = 32, 32
+HEIGHT, WIDTH = 24, 24
 DRAWINGS = 4
 SCENE_HEIGHT, SCENE_WIDTH = 64, 96
 SCENES_PER_GROUP = 5
 DIGITS_PER_SCENE = (2, 5)
 
 _GROUP = 15
-_MAX_ANGLE = 25.0
-_SIDE = (16, 26)
+_MAX_ANGLE = 20.0
+_SIDE = (16, 23)
 _VISIBLE = 0.35  # of full ink: what counts as inside a digit's mask
 
 

@@ -2,6 +2,7 @@
 
 EMPTY = "empty"  # zero bytes
 UNREADABLE = "unreadable"  # the operating system will not give the bytes
+MISSING = "missing"  # annotated, but the file is not there
 DANGLING_LINK = "dangling_link"  # a symbolic link to nothing
 NOT_AN_IMAGE = "not_an_image"  # the bytes are something else
 UNSUPPORTED = "unsupported"  # an image, but of a kind that cannot be used as it is
@@ -16,6 +17,7 @@ ALL = frozenset(
     {
         EMPTY,
         UNREADABLE,
+        MISSING,
         DANGLING_LINK,
         NOT_AN_IMAGE,
         UNSUPPORTED,

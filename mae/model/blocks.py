@@ -1,5 +1,7 @@
 """Stacks of timm's transformer blocks, their initialisation, and the choice of attention kernel."""
 
+from typing import Any
+
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -12,8 +14,8 @@ _PLAIN_ATTENTION_TOKENS = 512
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation with the epsilon of the MAE reference code."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, eps=1e-6)
+    def __init__(self, width: int, **device_and_dtype: Any) -> None:
+        super().__init__(width, eps=1e-6, **device_and_dtype)
 
 
 
@@ -32,8 +34,7 @@ def run_blocks(blocks: nn.ModuleList, tokens: Tensor) -> Tensor:
     """(N, T, D) -> (N, T, D), through every block, with the faster attention for the device."""
     fused = tokens.device.type != "cpu" or tokens.shape[1] > _PLAIN_ATTENTION_TOKENS
     for block in blocks:
-        assert isinstance(block, Block)
-        block.attn.fused_attn = fused
+        setattr(block.attn, "fused_attn", fused)  # noqa: B010 - timm's own switch, untyped
         tokens = block(tokens)
     return tokens
 

@@ -1,5 +1,6 @@
 """What a run says of itself: one JSON line per interval, and a progress bar."""
 
+import csv
 import json
 import os
 import sys
@@ -7,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from mae.files import replacing_file
+
+_NAME = "journal.jsonl"
 
 
 class Journal:
@@ -17,7 +22,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path | None, title: str, start: int, total: int) -> None:
-        self.path = None if folder is None else folder / "journal.jsonl"
+        self.path = None if folder is None else folder / _NAME
         self._bar = tqdm(
             total=total,
             initial=start,
@@ -28,10 +33,9 @@ class Journal:
             mininterval=0.5 if sys.stderr.isatty() else 20,
         )
         if self.path is not None:
-            kept = [line for line in read_journal(self.path) if line["step"] <= start]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(text, encoding="utf-8")
+            kept = [line for line in read_journal(self.path.parent) if line["step"] <= start]
+            with replacing_file(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def advance(self) -> None:
         self._bar.update()
@@ -52,8 +56,9 @@ class Journal:
         self._bar.close()
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a journal; a last line cut short by a kill is left out."""
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's journal; a last line cut short by a kill is left out."""
+    path = folder / _NAME
     if not path.exists():
         return []
     lines = []
@@ -63,3 +68,12 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def write_loss_curve(folder: Path, path: Path) -> None:
+    """Write the run's loss and learning rate by step as CSV: what of the journal is repeatable."""
+    columns = ("step", "epoch", "loss", "lr")
+    with replacing_file(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(read_journal(folder))

@@ -16,6 +16,7 @@ from mae.model.autoencoder import Autoencoder, build_autoencoder, masked_loss
 from mae.params import Params
 from mae.pixels import PixelNormalizer, PixelStatistics
 from mae.training.devices import Place, resolve_precision
+from mae.training.journal import read_journal
 from mae.training.task import Task
 from mae.training.trainer import Trainer, adamw
 
@@ -47,9 +48,8 @@ class Pretrained:
     autoencoder: Autoencoder
     statistics: PixelStatistics
     folder: Path
-    steps: int
-    images: int
-    val_loss: float
+    precision: str
+    summary: dict[str, float]
 
 
 def run_identity(params: Params, precision: str, data_fingerprint: str) -> str:
@@ -101,9 +101,15 @@ def pretrain(params: Params, shards: Path, runs: Path, place: Place) -> Pretrain
         autoencoder=autoencoder.eval(),
         statistics=statistics,
         folder=folder,
-        steps=trainer.schedule.total,
-        images=loader.images,
-        val_loss=held_out_loss(params, shards, autoencoder, statistics, place),
+        precision=precision,
+        summary={
+            "steps": trainer.schedule.total,
+            "images": loader.images,
+            "train_loss": read_journal(folder)[-1]["loss"],
+            "val_loss": masked_loss_over(
+                held_out(params, shards, batch=256), autoencoder, statistics, place.device
+            ),
+        },
     )
 
 
@@ -123,24 +129,17 @@ def _train_loader(params: Params, reader: ShardReader, place: Place) -> TrainLoa
     )
 
 
-def held_out_loss(
-    params: Params,
-    shards: Path,
-    autoencoder: Autoencoder,
-    statistics: PixelStatistics,
-    place: Place,
-) -> float:
-    """Return the masked loss on the val split, each image once, under masks that never change."""
-    loader = EvalLoader(
+def held_out(params: Params, shards: Path, batch: int) -> EvalLoader:
+    """Return the images of the val split, each once, as evaluation sees them."""
+    return EvalLoader(
         ShardReader(shards, "val"),
         height=params.model.height,
         width=params.model.width,
         resize=params.model.resize,
-        batch=256,
+        batch=batch,
         workers=params.runtime.workers,
         cache_mb=0,
     )
-    return masked_loss_over(loader, autoencoder, statistics, place.device)
 
 
 @torch.no_grad()
@@ -150,6 +149,7 @@ def masked_loss_over(
     statistics: PixelStatistics,
     device: torch.device,
 ) -> float:
+    """Return the mean loss over hidden patches, under masks that are the same at every call."""
     normalize = PixelNormalizer(statistics).to(device)
     total, images = 0.0, 0
     for batch in batches:

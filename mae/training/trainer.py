@@ -85,9 +85,11 @@ class Trainer:
         self.optimizer = make_optimizer(self.task.parameter_groups(optim.weight_decay))
         self.precision = resolve_precision(optim.precision, place.device)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.precision == "fp16")
-        self.checkpoints = folder and Checkpoints(
-            folder / "checkpoints", identity, runtime.keep_checkpoints
-        )
+        self.checkpoints: Checkpoints | None = None
+        if folder is not None:
+            self.checkpoints = Checkpoints(
+                folder / "checkpoints", identity, runtime.keep_checkpoints
+            )
         self.model = self._distributed()
         self._sums: dict[str, Tensor] = {}
         self._summed = 0

@@ -1,0 +1,1 @@
+"""Protocols: what a pretrained encoder is worth, measured on a downstream task each."""

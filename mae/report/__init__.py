@@ -1,0 +1,1 @@
+"""What the pipeline found, for people: pictures, one self-contained page and a model card."""

@@ -1,0 +1,62 @@
+"""Where the numbers of a report come from, gathered from the context that each one carries."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mae.report.findings import Findings
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Distinct commits, machines and versions behind the numbers; warnings where they disagree."""
+
+    commits: list[str]
+    machines: list[str]
+    versions: dict[str, str]
+    seeds: list[int]
+    params: dict[str, Any]
+    warnings: list[str]
+
+
+def provenance_of(findings: Findings) -> Provenance:
+    contexts = [result.context for result in findings.results.values() if result.context]
+    training = findings.encoder["training"] if findings.encoder else {}
+    commits = [context.get("commit") for context in contexts] + [training.get("commit")]
+    params: dict[str, Any] = dict(training.get("params", {}))
+    versions: dict[str, str] = {}
+    for context in contexts:
+        params |= context.get("params", {})
+        versions |= context.get("versions", {})
+    return Provenance(
+        commits=sorted({commit for commit in commits if commit}),
+        machines=sorted({_machine(context["hardware"]) for context in contexts}),
+        versions=versions,
+        seeds=sorted({context["seed"] for context in contexts}),
+        params=params,
+        warnings=_warnings(findings, sorted({commit for commit in commits if commit})),
+    )
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    where = f"{hardware['cpu']}, {hardware['cores']} cores"
+    return f"{where}, {hardware['gpu']}" if hardware.get("gpu") else f"{where}, no GPU"
+
+
+def _warnings(findings: Findings, commits: list[str]) -> list[str]:
+    warnings = []
+    if len(commits) > 1:
+        warnings.append(f"The numbers were made by {len(commits)} different versions of the code.")
+    if any(commit.endswith("-dirty") for commit in commits):
+        warnings.append("Some numbers were made with changes that were not committed.")
+    now = {info.fingerprint for info in findings.datasets.values()}
+    used = {
+        protocol: result.context["data_fingerprint"]
+        for protocol, result in findings.results.items()
+        if "data_fingerprint" in result.context
+    }
+    stale = [protocol for protocol, fingerprint in used.items() if fingerprint not in now]
+    if now and stale:
+        warnings.append(
+            f"{', '.join(stale)}: measured on other data than the shards described here."
+        )
+    return warnings

@@ -1,0 +1,59 @@
+"""DVC stage `pretrain`: shards -> artifacts/pretrain, going on in runs/pretrain if begun."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mae.params import Params
+from mae.training.launch import launch_if_wanted
+from pipelines.harness import run_stage
+
+if TYPE_CHECKING:
+    from mae.training.pretraining import Pretrained
+
+SHARDS, RUNS = Path("data/shards/images"), Path("runs/pretrain")
+ARTIFACT, PLOTS = Path("artifacts/pretrain"), Path("artifacts/plots/pretrain")
+METRICS = Path("artifacts/metrics/pretrain.json")
+
+
+def main(params: Params, arguments: list[str]) -> None:
+    if launch_if_wanted(params.runtime.launch, "pipelines.stages.pretrain", arguments):
+        return
+    from mae.training.devices import joined
+    from mae.training.pretraining import pretrain
+
+    with joined(params.runtime.device) as place:
+        done = pretrain(params, SHARDS, RUNS, place)
+        if place.leads:
+            _write(params, done)
+
+
+def _write(params: Params, done: "Pretrained") -> None:
+    from mae.data.dataset import read_dataset_info
+    from mae.files import write_json
+    from mae.model.artifact import save_artifact
+    from mae.provenance import commit, resolved
+    from mae.report.reconstruction import draw_reconstructions
+    from mae.training.journal import write_loss_curve
+    from mae.training.pretraining import held_out
+
+    # Nothing here that changes from run to run, such as times: the same weights must give DVC
+    # the same artifact, or everything after it would run again.
+    training = {
+        **done.summary,
+        "precision": done.precision,
+        "seed": params.seed,
+        "params": resolved(params, ["data", "model", "pretrain"]),
+        "data_fingerprint": read_dataset_info(SHARDS).fingerprint,
+        "commit": commit(),
+    }
+    save_artifact(ARTIFACT, done.autoencoder, done.statistics, training)
+    write_loss_curve(done.folder, PLOTS / "loss.csv")
+    sample = next(iter(held_out(params, SHARDS, batch=8)))
+    draw_reconstructions(
+        done.autoencoder, done.statistics, sample.images, sample.ids, PLOTS / "reconstruction.png"
+    )
+    write_json(METRICS, done.summary)
+
+
+if __name__ == "__main__":
+    run_stage("pretrain", main)
