@@ -7,28 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
 from mae.errors import DataError
 from mae.files import read_json, write_json
-from mae.params import NotNegative, Section
+from mae.params import GateParams
 
 Metrics = Mapping[str, float]
-
-
-class GateParams(Section):
-    """When a challenger takes the champion's place.
-
-    Metrics are named `<file in artifacts/metrics>.<key>`. `margin` is what the deciding metric
-    must gain (a negative one lets a slightly worse but newer model pass); `floors` are the
-    smallest values allowed; `max_drop` is how far other metrics may fall behind the champion's.
-    """
-
-    metric: str
-    better: Literal["higher", "lower"] = "higher"
-    margin: float = 0.0
-    floors: dict[str, float] = Field(default_factory=dict)
-    max_drop: dict[str, NotNegative] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

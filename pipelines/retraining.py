@@ -3,32 +3,16 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mae.params import Positive, Rate, Section, read_params
+from mae.params import RetrainParams, read_params
 from pipelines.dvc_graph import StageNode
-from pipelines.gate import Decision, GateParams, decide, flat_metrics, read_metrics
+from pipelines.gate import Decision, decide, flat_metrics, read_metrics
 from pipelines.registry import Version, champion, content, promote
 from pipelines.repository import metrics_at, record_results
 
 
-class RetrainParams(Section):
-    """The `retrain` section: which artifact, when a run is too late to be worth it, the gate.
-
-    `refresh_sources` runs the stages that read from outside the project although DVC sees no
-    change: it cannot know that a folder of images has grown. What they then write decides
-    whether anything else has to run.
-    """
-
-    artifact: str = "encoder"
-    stage: str = "prod"
-    workers: Positive = 1
-    refresh_sources: bool = True
-    max_late_minutes: Rate = 60.0
-    gate: GateParams = GateParams(metric="linear_probe.accuracy")
-
-
 def retrain_params(root: Path) -> RetrainParams:
-    """Return the `retrain` section of params.yaml, or its defaults."""
-    return getattr(read_params(root / "params.yaml"), "retrain", None) or RetrainParams()
+    """Return the `retrain` section of the project's params.yaml."""
+    return read_params(root / "params.yaml").retrain
 
 
 def to_force(graph: list[StageNode], params: RetrainParams) -> list[str]:

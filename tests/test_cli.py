@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
-from small_project import ROOT, pretrained_project, small_params
 from typer.testing import CliRunner
 
 from mae import __version__, cli
 from mae.export.description import EncoderDescription
 from mae.export.onnx_export import PixelEncoder, write_onnx
 from mae.model.artifact import load_encoder
+from tests.small_project import ROOT, pretrained_project, small_params
 
 RUNNER = CliRunner()
 

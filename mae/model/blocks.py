@@ -18,7 +18,6 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, eps=1e-6, **device_and_dtype)
 
 
-
 def make_blocks(
     dim: int, depth: int, heads: int, mlp_ratio: float, drop_path: float = 0.0
 ) -> nn.ModuleList:

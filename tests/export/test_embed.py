@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from small_project import Exported
 
 from mae.data.loader import EvalLoader
 from mae.data.reader import ShardReader
@@ -17,6 +16,7 @@ from mae.export.embed import embed_folder
 from mae.export.onnx_export import PixelEncoder
 from mae.export.session import EncoderSession
 from mae.model.artifact import load_encoder
+from tests.small_project import Exported
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_project import small_params
 
 from mae.data.loader import EvalLoader
 from mae.data.reader import ShardReader
 from mae.data.records import Rejected
 from mae.data.sharding import shard_dataset
 from mae.export.images import InputImage, View, input_images
+from tests.small_project import small_params
 
 SMALL, LARGE = [(40, 60)] * 8, [(200, 150), (180, 400)] * 4
 MIXED = [(40, 60), (33, 71)] * 4

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small_project import Exported
 
 from mae.data.loader import EvalLoader
 from mae.data.reader import ShardReader
@@ -20,6 +19,7 @@ from mae.export.parity import enforce_parity, held_out_images, measure_parity, p
 from mae.export.session import EncoderSession
 from mae.model.artifact import load_encoder
 from mae.params import ExportParams
+from tests.small_project import Exported
 
 LIMITS = ExportParams(opset=20, parity_images=64, max_abs=1e-4, min_cosine=0.99999)
 

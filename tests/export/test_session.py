@@ -7,11 +7,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small_project import Exported
 
 from mae.errors import CheckpointError, ParamsError
 from mae.export import session as session_module
 from mae.export.session import EncoderSession
+from tests.small_project import Exported
 
 
 def test_says_what_it_runs_on(exported: Exported, caplog: pytest.LogCaptureFixture) -> None:

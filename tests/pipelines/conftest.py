@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from project import ROOT, STAGE, Project, wait_for
+
+from tests.pipelines.project import ROOT, STAGE, Project, wait_for
 
 
 @pytest.fixture(scope="session")

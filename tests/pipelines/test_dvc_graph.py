@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from project import ROOT, Project
 
 from mae.errors import MaestroError
 from pipelines.dvc_graph import StageNode, read_graph, with_upstream
+from tests.pipelines.project import ROOT, Project
 
 DIAMOND = """
 stages:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mae.errors import DataError
-from pipelines.gate import GateParams, decide, flat_metrics, read_metrics
+from mae.params import GateParams
+from pipelines.gate import decide, flat_metrics, read_metrics
 
 FINITE = st.floats(-10, 10)
 

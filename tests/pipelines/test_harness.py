@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from project import Project, wait_for
 
 from mae import errors
+from tests.pipelines.project import Project, wait_for
 
 
 @pytest.mark.parametrize(

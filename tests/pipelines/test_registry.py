@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from project import Project
 
 from mae.errors import MaestroError
 from pipelines.registry import champion, content, promote, rollback, versions
 from pipelines.repository import file_at, record_results, require_clean
+from tests.pipelines.project import Project
 
 PIPELINE = """
 artifacts:

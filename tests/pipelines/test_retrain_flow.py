@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from project import Project, wait_for
 
+from mae.params import GateParams, RetrainParams
 from pipelines.dvc_graph import StageNode
-from pipelines.gate import GateParams
 from pipelines.registry import champion
-from pipelines.retraining import RetrainParams, to_force
+from pipelines.retraining import to_force
+from tests.pipelines.project import Project, wait_for
 
 FLOW = ("-m", "pipelines.flows.retrain")
 PIPELINE = """

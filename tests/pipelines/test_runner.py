@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from project import MARK, ROOT, Project, wait_for
 
 from pipelines.outcome import Outcome, StageRun
 from pipelines.processes import is_dvc
 from pipelines.runner import reproduce
+from tests.pipelines.project import MARK, ROOT, Project, wait_for
 
 SLOW = "stages: {slow: {cmd: python stage.py out 60 offspring, outs: [out]}}"
 # Not one simple command, so the shell stays between dvc and the stage.

@@ -6,7 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from project import ROOT, Project, wait_for
+
+from tests.pipelines.project import ROOT, Project, wait_for
 
 FLOW = ("-m", "pipelines.flows.train")
 FORK = """

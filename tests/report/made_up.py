@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from small_project import COMMIT
 
 from mae.data.dataset import read_dataset_info
 from mae.files import write_json
+from tests.small_project import COMMIT
 
 CONTEXT = {
     "data_fingerprint": "",

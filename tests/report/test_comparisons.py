@@ -3,10 +3,10 @@
 import statistics
 
 import pytest
-from made_up import results
 
 from mae.report.comparisons import Comparison, Spread, answer, compare
 from mae.report.findings import Result
+from tests.report.made_up import results
 
 
 def result(protocol: str, content: dict) -> Result:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_project import small_params
 
 from mae.model.autoencoder import build_autoencoder
 from mae.pixels import PixelStatistics
 from mae.report.pictures import displayed
 from mae.report.reconstruction import describe, draw_reconstructions
+from tests.small_project import small_params
 
 
 def panel(

@@ -1,20 +1,8 @@
-"""params.yaml as frozen, typed objects: the only place where a knob is defined.
+"""The sections of params.yaml: every knob, its type and its bounds."""
 
-Unknown keys, wrong types and impossible values are refused together, in one error that names
-each key and, for a misspelt one, the nearest that exists. `runtime` holds what never changes a
-result (workers, device, log interval); no stage of dvc.yaml depends on it.
-"""
+from typing import Annotated, Literal, Self
 
-import difflib
-import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-
-from mae.errors import ParamsError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -334,6 +322,40 @@ class RuntimeParams(Section):
     launch: LaunchParams
 
 
+# --- retraining -------------------------------------------------------------------------------
+
+
+class GateParams(Section):
+    """When a challenger takes the champion's place.
+
+    Metrics are named `<file in artifacts/metrics>.<key>`. `margin` is what the deciding metric
+    must gain (a negative one lets a slightly worse but newer model pass); `floors` are the
+    smallest values allowed; `max_drop` is how far other metrics may fall behind the champion's.
+    """
+
+    metric: str
+    better: Literal["higher", "lower"] = "higher"
+    margin: float = 0.0
+    floors: dict[str, float] = Field(default_factory=dict)
+    max_drop: dict[str, NotNegative] = Field(default_factory=dict)
+
+
+class RetrainParams(Section):
+    """Which artifact is promoted, when a run is too late to be worth it, and the gate.
+
+    `refresh_sources` runs the stages that read from outside the project although DVC sees no
+    change: it cannot know that a folder of images has grown. What they then write decides
+    whether anything else has to run.
+    """
+
+    artifact: str = "encoder"
+    stage: str = "prod"
+    workers: Positive = 1
+    refresh_sources: bool = True
+    max_late_minutes: Rate = 60.0
+    gate: GateParams = GateParams(metric="linear_probe.accuracy")
+
+
 class Params(Section):
     seed: Count
     data: DataParams
@@ -342,74 +364,5 @@ class Params(Section):
     pretrain: PretrainParams
     evaluate: EvaluateParams
     export: ExportParams
+    retrain: RetrainParams
     runtime: RuntimeParams
-
-
-# --- reading ----------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: 1e-4 is a number here, as it is for DVC, and not a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-
-
-def read_params(path: Path | str = "params.yaml") -> Params:
-    """Read and check params.yaml. Raises ParamsError with every fault found."""
-    path = Path(path)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ParamsError(f"{path} does not exist: run from the root of the project") from None
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ParamsError(f"{path} must hold sections such as 'data:' and 'model:'")
-    return parse_params(content, str(path))
-
-
-def parse_params(content: dict[str, Any], origin: str = "params") -> Params:
-    try:
-        return Params.model_validate(content)
-    except ValidationError as error:
-        faults = "\n".join(f"  {_explain(fault, content)}" for fault in error.errors())
-        raise ParamsError(f"{origin} has faults:\n{faults}") from None
-
-
-def _explain(fault: Any, content: dict[str, Any]) -> str:
-    location = [str(part) for part in fault["loc"]]
-    key = ".".join(location)
-    if fault["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
-        return f"{key}: unknown key; {hint}"
-    if fault["type"] == "missing":
-        return f"{key}: missing"
-    message = fault["msg"].removeprefix("Value error, ")
-    value = fault["input"]
-    return f"{key}: {message}" + ("" if isinstance(value, dict) else f" (it is {value!r})")
-
-
-def _known_keys(location: list[str]) -> list[str]:
-    section: type[BaseModel] = Params
-    for part in location:
-        if not part.isdigit():
-            section = _section_of(_fields(section)[part].annotation)
-    return list(_fields(section))
-
-
-def _fields(section: type[BaseModel]) -> dict[str, FieldInfo]:
-    return {field.alias or name: field for name, field in section.model_fields.items()}
-
-
-def _section_of(annotation: Any) -> type[BaseModel]:
-    """Return the section that a field holds, alone or inside a tuple."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(_section_of(part) for part in get_args(annotation))

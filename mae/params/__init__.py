@@ -1,0 +1,55 @@
+"""params.yaml as frozen, typed objects: the only place where a knob is defined.
+
+Unknown keys, wrong types and impossible values are refused together, in one error that names
+each key. `runtime` holds what never changes a result (workers, device, log interval); no stage
+of dvc.yaml depends on it.
+"""
+
+from mae.params.reading import parse_params, read_params
+from mae.params.sections import (
+    AugmentParams,
+    DataParams,
+    DecoderParams,
+    ExportParams,
+    Feature,
+    GateParams,
+    ImagesParams,
+    KnnParams,
+    LabelBudget,
+    LaunchParams,
+    MaskParams,
+    ModelParams,
+    OptimParams,
+    Params,
+    Precision,
+    RetrainParams,
+    RuntimeParams,
+    ScenesParams,
+    SplitParams,
+    ValidateParams,
+)
+
+__all__ = [
+    "AugmentParams",
+    "DataParams",
+    "DecoderParams",
+    "ExportParams",
+    "Feature",
+    "GateParams",
+    "ImagesParams",
+    "KnnParams",
+    "LabelBudget",
+    "LaunchParams",
+    "MaskParams",
+    "ModelParams",
+    "OptimParams",
+    "Params",
+    "Precision",
+    "RetrainParams",
+    "RuntimeParams",
+    "ScenesParams",
+    "SplitParams",
+    "ValidateParams",
+    "parse_params",
+    "read_params",
+]
