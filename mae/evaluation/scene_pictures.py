@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mae.data.annotations import draw_mask
 from mae.files import replacing_file
 
-_SURE = 0.5  # detections below this score are not drawn
+_SURE = 0.3  # detections below this score are not drawn; short training gives low ones
 
 
 def draw_predictions(
@@ -79,10 +79,10 @@ def _as_rgb(image: NDArray) -> NDArray:
 
 
 def _colour(annotation: dict[str, Any], names: list[str]) -> tuple[float, float, float]:
+    """One hue for each category, so that none is a grey that a grey image swallows."""
     from matplotlib import colormaps
 
-    palette = colormaps["tab10"]
-    return palette(names.index(annotation["category"]) % 10)[:3]
+    return colormaps["hsv"](names.index(annotation["category"]) / len(names))[:3]
 
 
 def write_category_table(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -129,10 +129,13 @@ def _train_loader(params: Params, reader: ShardReader, place: Place) -> TrainLoa
     )
 
 
-def held_out(params: Params, shards: Path, batch: int) -> EvalLoader:
-    """Return the images of the val split, each once, as evaluation sees them."""
+def held_out(params: Params, shards: Path, batch: int, at_most: int | None = None) -> EvalLoader:
+    """Return the images of the val split as evaluation sees them: all, or some spread evenly."""
+    reader = ShardReader(shards, "val")
+    count = len(reader) if at_most is None else min(at_most, len(reader))
     return EvalLoader(
-        ShardReader(shards, "val"),
+        reader,
+        positions=torch.arange(count) * len(reader) // count,
         height=params.model.height,
         width=params.model.width,
         resize=params.model.resize,

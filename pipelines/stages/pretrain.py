@@ -48,7 +48,7 @@ def _write(params: Params, done: "Pretrained") -> None:
     }
     save_artifact(ARTIFACT, done.autoencoder, done.statistics, training)
     write_loss_curve(done.folder, PLOTS / "loss.csv")
-    sample = next(iter(held_out(params, SHARDS, batch=8)))
+    sample = next(iter(held_out(params, SHARDS, batch=8, at_most=8)))
     draw_reconstructions(
         done.autoencoder, done.statistics, sample.images, sample.ids, PLOTS / "reconstruction.png"
     )
