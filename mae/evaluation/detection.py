@@ -8,7 +8,6 @@ step, in the pixels of the original images.
 
 import copy
 import logging
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -175,7 +174,6 @@ def run(
     Skipped where there are no scenes, or none with an object. Raises DataError for an encoder
     that does not fit the scenes.
     """
-    started = time.monotonic()
     pictures.mkdir(parents=True, exist_ok=True)
     info = read_dataset_info(shards)
     if info.skipped or not info.categories:
@@ -201,7 +199,7 @@ def run(
     )
     return Outcome(
         PROTOCOL,
-        numbers={**numbers_of(arms), "seconds": time.monotonic() - started},
+        numbers=numbers_of(arms),
         detail={
             **{
                 name: {"box": asdict(arm.box), "mask": asdict(arm.mask)}

@@ -103,6 +103,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 def save_weights(path: Path, module: nn.Module) -> None:
     weights = {name: tensor.contiguous().cpu() for name, tensor in module.state_dict().items()}
     save_file(weights, path)
+    path.chmod(0o644)  # safetensors makes it private; what the pipeline hands on is not
 
 
 def load_weights(path: Path, module: nn.Module) -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 
-from mae.errors import MaestroError, ParamsError
+from mae.errors import Interrupted, MaestroError, ParamsError
 from mae.params import LaunchParams
 
 LOG = logging.getLogger(__name__)
@@ -22,7 +22,8 @@ def launch_if_wanted(launch: LaunchParams, module: str, arguments: list[str]) ->
     """Run `python -m module` in all wanted processes; False when this process is to do the work.
 
     That is the case for a single process, and inside one that torchrun started. Raises
-    ProcessFailed with the exit code of the process that failed first.
+    ProcessFailed with the exit code of the process that failed first, Interrupted when a signal
+    asked this process to stop: the others have been asked too, and have ended.
     """
     if "RANK" in os.environ or launch.processes * launch.nodes == 1:
         return False
@@ -30,6 +31,7 @@ def launch_if_wanted(launch: LaunchParams, module: str, arguments: list[str]) ->
         raise ParamsError(
             f"runtime.launch: {launch.nodes} nodes need a rendezvous, as in 'host-1:29400'"
         )
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -55,5 +57,10 @@ def launch_if_wanted(launch: LaunchParams, module: str, arguments: list[str]) ->
         raise ProcessFailed(
             f"process {rank} of {module} ended with code {failure.exitcode}: see its lines above",
             failure.exitcode if failure.exitcode > 0 else 1,
+        ) from None
+    except SignalException as error:
+        raise Interrupted(
+            f"{module}: all processes stopped by {error.sigval.name}: run the same command again "
+            "to continue"
         ) from None
     return True

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-import zoo
 
 from mae.data.sharding import shard_dataset
+from tests.data import zoo
 
 
 @pytest.fixture(scope="session")

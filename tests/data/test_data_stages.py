@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zoo
 
 from mae.errors import DataError, ParamsError
 from mae.params import ImagesParams, Params, ScenesParams, read_params
 from pipelines.stages import shard, validate
+from tests.data import zoo
 
 
 @pytest.fixture

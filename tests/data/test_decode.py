@@ -4,13 +4,13 @@ import io
 
 import numpy as np
 import pytest
-import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from mae.data import reasons
 from mae.data.decode import ImageFault, decode, probe
+from tests.data import zoo
 
 
 def fault_of(data: bytes, channels: int = 3, bit_depth: int = 8) -> str:

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zoo
-from zoo import MakeParams
 
 from mae.data.dataset import DatasetInfo, read_dataset_info
 from mae.data.expectations import Verdict, validate_datasets
@@ -15,6 +13,8 @@ from mae.data.sharding import shard_dataset
 from mae.errors import DataError
 from mae.files import write_json
 from mae.params import ValidateParams
+from tests.data import zoo
+from tests.data.zoo import MakeParams
 
 PARAMS = ValidateParams(
     min_images=100, max_quarantined=0.1, max_duplicates=0.1, max_leaked=0.0, min_per_class=2

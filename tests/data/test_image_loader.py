@@ -9,9 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pytest
 import torch
-import zoo
 from torchvision.transforms import v2
-from zoo import MakeParams
 
 from mae.data import cache
 from mae.data.batch import Batch
@@ -20,6 +18,8 @@ from mae.data.reader import ShardReader
 from mae.data.sharding import shard_dataset
 from mae.errors import DataError
 from mae.params import AugmentParams
+from tests.data import zoo
+from tests.data.zoo import MakeParams
 
 AUGMENT = AugmentParams(crop_area=(0.3, 1.0), crop_aspect=(0.75, 1.333), flip=True)
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-import zoo
 from torch.nn.functional import interpolate
 
 from mae.data.resample import resample_batch, resample_one
+from tests.data import zoo
 
 SHAPES = [((40, 30), (24, 36)), ((32, 32), (32, 32)), ((100, 80), (16, 16)), ((9, 9), (31, 17))]
 

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from zoo import MakeParams
 
 from mae.data.annotations import draw_mask
+from mae.data.digits import SCENE_HEIGHT, SCENE_WIDTH
 from mae.data.reader import ShardReader
 from mae.data.scenes import SceneBatch, SceneLoader, fitting_shape
 from mae.data.sharding import shard_dataset
+from tests.data.zoo import MakeParams
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +24,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, make_params: MakeParams) ->
 
 def scene_loader(folder: Path, split: str = "val", **changes: Any) -> SceneLoader:
     values = {
-        "height": 64,
-        "width": 96,
+        "height": SCENE_HEIGHT,
+        "width": SCENE_WIDTH,
         "batch": 8,
         "seed": 0,
         "purpose": "test",
@@ -56,7 +57,7 @@ def extent(mask: torch.Tensor) -> torch.Tensor:
 
 def test_contract_of_a_scene_batch(scenes: Path) -> None:
     (batch,) = scene_loader(scenes).batches(0, 1)
-    assert batch.images.shape == (8, 1, 64, 96)
+    assert batch.images.shape == (8, 1, SCENE_HEIGHT, SCENE_WIDTH)
     assert batch.images.dtype == torch.uint8
     assert len(batch) == len(batch.targets) == len(batch.to("cpu")) == 8
     for target in batch.targets:
@@ -66,7 +67,7 @@ def test_contract_of_a_scene_batch(scenes: Path) -> None:
         assert target["labels"].dtype == torch.int64
         assert target["labels"].min() >= 1
         assert target["labels"].max() <= 10
-        assert target["masks"].shape == (found, 64, 96)
+        assert target["masks"].shape == (found, SCENE_HEIGHT, SCENE_WIDTH)
         assert target["masks"].dtype == torch.uint8
         assert target["iscrowd"].tolist() == [0] * found
     assert [len(part) for part in batch.split(2)] == [4, 4]
@@ -82,20 +83,22 @@ def test_at_their_own_shape_scenes_come_as_they_were_marked(scenes: Path) -> Non
             marks = reader.annotations(position)
             names = [reader.info.categories[label - 1] for label in target["labels"].tolist()]
             assert names == [mark["category"] for mark in marks]
-            drawn = np.stack([draw_mask(mark, 64, 96) for mark in marks])
+            drawn = np.stack([draw_mask(mark, SCENE_HEIGHT, SCENE_WIDTH) for mark in marks])
             assert np.array_equal(target["masks"], drawn)
             position += 1
     assert position == len(reader) == loader.images
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 96), (128, 128), (50, 200), (37, 45)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(SCENE_HEIGHT, SCENE_WIDTH), (128, 128), (50, 200), (37, 45)]
+)
 def test_boxes_and_masks_agree_however_scenes_are_resized(
     scenes: Path, height: int, width: int
 ) -> None:
     for batch in scene_loader(scenes, height=height, width=width).batches(0, 3):
         for image, target, shape in zip(batch.images, batch.targets, batch.shapes, strict=True):
             h, w = shape.tolist()
-            assert (h, w) == fitting_shape((64, 96), (height, width))
+            assert (h, w) == fitting_shape((SCENE_HEIGHT, SCENE_WIDTH), (height, width))
             assert not image[:, h:].any()
             assert not image[:, :, w:].any()
             assert not target["masks"][:, h:].any()
@@ -118,10 +121,12 @@ def test_flips_mirror_image_boxes_and_masks_together(scenes: Path) -> None:
             if torch.equal(image, before):
                 continue
             flipped += 1
-            assert torch.equal(image[..., :96].flip(-1), before[..., :96])
-            assert torch.equal(target["masks"][..., :96].flip(-1), marked["masks"][..., :96])
+            assert torch.equal(image[..., :SCENE_WIDTH].flip(-1), before[..., :SCENE_WIDTH])
+            assert torch.equal(
+                target["masks"][..., :SCENE_WIDTH].flip(-1), marked["masks"][..., :SCENE_WIDTH]
+            )
             x0, y0, x1, y1 = marked["boxes"].unbind(1)
-            mirrored = torch.stack([96 - x1, y0, 96 - x0, y1], dim=1)
+            mirrored = torch.stack([SCENE_WIDTH - x1, y0, SCENE_WIDTH - x0, y1], dim=1)
             assert torch.equal(target["boxes"], mirrored)
     share = flipped / (loader.steps_per_epoch * 8)
     assert 0.25 < share < 0.75

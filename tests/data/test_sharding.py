@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import zoo
-from zoo import MakeParams
 
 from mae.data import reasons, sharding
 from mae.data.dataset import read_dataset_info
@@ -24,6 +22,8 @@ from mae.data.sharding import shard_dataset
 from mae.data.statistics import PixelSums
 from mae.errors import DataError
 from mae.hashing import text_id
+from tests.data import zoo
+from tests.data.zoo import MakeParams
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -207,7 +207,7 @@ _KILLED_MIDWAY = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from zoo import data_params
+from tests.data.zoo import data_params
 from mae.data import sharding
 put = sharding.SplitWriter.put
 count = 0
@@ -230,7 +230,7 @@ def test_killed_midway_leaves_nothing_that_looks_whole(
     params = make_params(images=tmp_path / "a")
     shard_dataset("images", params, 0, tmp_path / "clean" / "images")
     script = _KILLED_MIDWAY.format(
-        tests=str(Path(__file__).parent), source=str(tmp_path / "a"), out=str(out)
+        tests=str(Path(__file__).parents[2]), source=str(tmp_path / "a"), out=str(out)
     )
     ended = subprocess.run([sys.executable, "-c", script], check=False, cwd=Path.cwd())
     assert ended.returncode == -signal.SIGKILL

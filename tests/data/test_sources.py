@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zoo
 
 from mae.data import reasons
 from mae.data.coco import open_coco
@@ -16,6 +15,7 @@ from mae.data.records import Record, Rejected, Source
 from mae.data.splits import split_of
 from mae.errors import DataError
 from mae.params import SplitParams
+from tests.data import zoo
 
 LARGE = 10**8
 

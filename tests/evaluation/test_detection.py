@@ -311,7 +311,7 @@ def test_protocol_end_to_end(
 ) -> None:
     outcome = run(params, scenes, tiny_encoder, CPU, pictures=tmp_path / "pictures")
     names = {f"AP{kind}{iou}" for kind in ("box", "mask") for iou in ("", "_50")}
-    assert set(outcome.numbers) == names | {f"{name}_scratch" for name in names} | {"seconds"}
+    assert set(outcome.numbers) == names | {f"{name}_scratch" for name in names}
     assert all(0 <= outcome.numbers[name] <= 1 for name in names)
     assert outcome.skipped is None
     assert {row["category"] for row in outcome.detail["categories"]} == {"bright", "dark"}

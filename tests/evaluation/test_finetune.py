@@ -54,7 +54,7 @@ def test_both_arms_see_the_same_batches_and_seeds_differ(
         return forward(task, batch, epoch)
 
     monkeypatch.setattr(FinetuneTask, "forward", watched)
-    budgets = [{"labels_per_class": 2, "epochs": 2}]
+    budgets = [{"labels_per_class": 2, "epochs": 2, "seeds": 2}]
     params = make_params(finetune=FAST | {"budgets": budgets})
     finetune.run(params, digit_shards, tiny_encoder, CPU)
     assert len(seen) == 2 * 2 * 2  # steps x arms x seeds
@@ -119,7 +119,7 @@ def test_a_budget_beyond_the_labels_is_refused_before_training(
 ) -> None:
     counts = {"a": 5, "b": 3}
     shards = make_shards({"train": counts, "val": counts, "test": counts})
-    budgets = [{"labels_per_class": n, "epochs": 1} for n in (2, 4)]
+    budgets = [{"labels_per_class": n, "epochs": 1, "seeds": 1} for n in (2, 4)]
     monkeypatch.setattr(FinetuneTask, "forward", lambda *_: pytest.fail("trained"))
     with pytest.raises(DataError, match="class 'b' has 3 labelled images"):
         finetune.run(make_params(finetune={"budgets": budgets}), shards, tiny_encoder, CPU)
