@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 # The stages of dvc.yaml call `python`: it must be ours.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -13,7 +13,7 @@ pipeline: .venv/ready ## images -> shards -> encoder -> evaluation -> ONNX -> re
 	$(BIN)/dvc repro
 
 test: .venv/ready ## every test; `make test TESTS="-m 'not slow'"` for the quick ones
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
 
 lint: .venv/ready ## style, types, import rules
 	$(BIN)/ruff check .

@@ -139,7 +139,7 @@ def test_another_k_runs_its_protocol_and_the_report(complete: PipelineProject) -
 
     changed = json.loads(project.dvc("params", "diff", "--json").said)
     assert changed == {"params.yaml": {"evaluate.knn.k": {"old": "[5, 10, 20]", "new": "[3]"}}}
-    metrics = json.loads(project.dvc("metrics", "diff", "--json").said)["diff"]
+    metrics = json.loads(project.dvc("metrics", "diff", "--json").said)
     assert set(metrics) == {"artifacts/metrics/knn.json"}
     assert metrics["artifacts/metrics/knn.json"]["k"]["new"] == 3
 

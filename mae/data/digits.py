@@ -21,7 +21,7 @@ from mae.hashing import text_id, uniform
 HEIGHT, WIDTH = 24, 24
 DRAWINGS = 4
 SCENE_HEIGHT, SCENE_WIDTH = 48, 72
-SCENES_PER_GROUP = 5
+SCENES_PER_GROUP = 3
 DIGITS_PER_SCENE = (2, 4)
 
 _GROUP = 15
