@@ -29,8 +29,8 @@ clean: ## everything that can be made again, runs/ in progress included
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info runs artifacts/[!m]* data/[!R]*
 
 .venv/ready: requirements.lock pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	test -x $(BIN)/uv || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(UV) --require-hashes --requirements requirements.lock
 	$(UV) --no-deps --no-build-isolation --editable .
 	touch $@

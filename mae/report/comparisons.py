@@ -1,7 +1,7 @@
 """Was pretraining worth it? Each measured pair of arms, and the answer they give together."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mae.report.findings import Result
 from mae.report.templating import percent, points
@@ -21,6 +21,7 @@ class Comparison:
     """What the pretrained encoder reaches on a task, and the same task without pretraining.
 
     Shares from 0 to 1. gains: pretrained minus baseline, seed by seed where the arms are paired.
+    images: how many test images both arms were measured on.
     """
 
     protocol: str
@@ -30,6 +31,7 @@ class Comparison:
     baseline: Spread
     baseline_name: str
     gains: tuple[float, ...] = ()
+    images: int | None = None
 
     @property
     def gain(self) -> float:
@@ -47,10 +49,18 @@ class Comparison:
         return max(self.pretrained.std, self.baseline.std) if self.seeds > 1 else None
 
     @property
+    def chance(self) -> float:
+        """Two standard errors of the difference of two shares of `images` test images."""
+        if not self.images:
+            return 0.0
+        variance = sum(arm.mean * (1 - arm.mean) for arm in (self.pretrained, self.baseline))
+        return 2 * (variance / self.images) ** 0.5
+
+    @property
     def outcome(self) -> str:
-        """better or worse: by more than the spread, and in every pair; else `level`."""
+        """better or worse: by more than spread and chance, and in every pair; else `level`."""
         same_sign = all(gain * self.gain > 0 for gain in self.gains or (self.gain,))
-        if not same_sign or abs(self.gain) <= (self.spread or 0.0):
+        if not same_sign or abs(self.gain) <= max(self.spread or 0.0, self.chance):
             return "level"
         return "better" if self.gain > 0 else "worse"
 
@@ -78,7 +88,7 @@ def compare(results: dict[str, Result]) -> list[Comparison]:
         "knn": _knn,
     }
     return [
-        comparison
+        replace(comparison, images=results[protocol].detail.get("images", {}).get("test"))
         for protocol, read in readers.items()
         if protocol in results and not results[protocol].skipped
         for comparison in read(results[protocol])
@@ -184,7 +194,7 @@ def _in_words(one: Comparison) -> str:
     spread = (
         f" (±\u00a0{percent(one.spread)} over {one.seeds} seeds)" if one.spread is not None else ""
     )
-    tail = ", within the spread of the runs" if one.outcome == "level" and one.spread else ""
+    tail = ", which may be chance" if one.outcome == "level" else ""
     return (
         f"{one.task}: {percent(one.pretrained.mean)}\u00a0% pretrained against "
         f"{percent(one.baseline.mean)}\u00a0% {one.baseline_name}, "

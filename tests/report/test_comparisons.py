@@ -95,3 +95,13 @@ def test_every_protocol_is_read() -> None:
 
 def test_a_skipped_protocol_compares_nothing() -> None:
     assert compare({"detection": result("detection", {"skipped": "no scenes"})}) == []
+
+
+def test_a_single_run_counts_only_beyond_chance() -> None:
+    def lead(gain: float, images: int) -> str:
+        arms = Spread(0.228 + gain), Spread(0.228)
+        return Comparison("finetune", "t", "m", *arms, "from scratch", images=images).outcome
+
+    assert lead(0.023, 395) == "level"  # two standard errors are about 0.06 there
+    assert lead(0.023, 40_000) == "better"
+    assert lead(-0.10, 395) == "worse"

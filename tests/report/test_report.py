@@ -68,7 +68,7 @@ def test_page_tells_what_was_found(copy: Path) -> None:
     for part in (
         "Was pretraining worth it? Yes",
         "90.3 % pretrained against 61.0 % from scratch, +29.3 points (± 1.8 over 3 seeds)",
-        "within the spread of the runs",
+        "which may be chance",
         "Detection was skipped: data.scenes.source is none",
         "not an image 1 dark/text.png",
         "the share of blank images: look at the manifest (warning) 0.2 ≤ 0.05",
