@@ -14,7 +14,7 @@ from mae.data.dataset import DatasetInfo
 from mae.data.profile import Profile
 from mae.data.rules import Rule, Severity, rules_for
 from mae.errors import DataError
-from mae.files import replacing_folder
+from mae.files import read_json, replacing_folder
 from mae.params import ValidateParams
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Finding:
     advice: str
 
     def sentence(self) -> str:
-        bounds = {"min_value": "at least", "max_value": "at most", "value_set": "expected"}
+        bounds = {"min_value": "at least", "max_value": "at most", "value_set": "values allowed:"}
         wanted = [f"{bounds[name]} {_plain(value)}" for name, value in self.limit.items()]
         limit = " and ".join(wanted) or "none allowed"
         return f"{self.dataset}: {self.subject} is {_plain(self.observed)} ({limit}): {self.advice}"
@@ -61,6 +61,25 @@ class Verdict:
             "fingerprints": self.fingerprints,
             "expectations": [asdict(finding) for finding in self.findings],
         }
+
+    @classmethod
+    def read(cls, path: Path) -> "Verdict":
+        """Read a verdict.json. Raises DataError where there is none."""
+        try:
+            content = read_json(path)
+        except FileNotFoundError:
+            raise DataError(f"{path} does not exist: run `dvc repro validate` first") from None
+        findings = tuple(Finding(**finding) for finding in content["expectations"])
+        return cls(content["passed"], content["fingerprints"], findings)
+
+    def demand_valid(self, info: DatasetInfo) -> None:
+        """Raise DataError when the data failed, or when another state of them was judged."""
+        self.demand_passed()
+        if self.fingerprints.get(info.dataset) != info.fingerprint:
+            raise DataError(
+                f"{info.dataset}: the shards have changed since they were validated: "
+                "run `dvc repro validate` first"
+            )
 
     def failures(self, severity: Severity) -> list[Finding]:
         return [one for one in self.findings if one.severity == severity and not one.success]

@@ -230,7 +230,7 @@ def budget_name(budget: LabelBudget) -> str:
 
 
 def _numbers(name: str, pairs: list[Pair]) -> dict[str, float]:
-    """Return mean and deviation over the seeds; the gain is the mean of paired differences."""
+    """Return mean and deviation over the seeds (one has none), and the gain, pair by pair."""
     values = {
         f"accuracy_{name}": [pair.pretrained.top1 for pair in pairs],
         f"accuracy_{name}_scratch": [pair.scratch.top1 for pair in pairs],
@@ -238,7 +238,9 @@ def _numbers(name: str, pairs: list[Pair]) -> dict[str, float]:
     }
     numbers = {}
     for key, over_seeds in values.items():
-        numbers[key], numbers[f"{key}_std"] = mean_and_std(over_seeds)
+        numbers[key], deviation = mean_and_std(over_seeds)
+        if len(over_seeds) > 1:
+            numbers[f"{key}_std"] = deviation
     return numbers
 
 

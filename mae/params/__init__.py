@@ -1,7 +1,7 @@
 """params.yaml as frozen, typed objects: the only place where a knob is defined.
 
 Unknown keys, wrong types and impossible values are refused together, in one error that names
-each key. `runtime` holds what never changes a result (workers, device, log interval); no stage
+each key. `runtime` holds what never changes the weights (workers, device, log interval); no stage
 of dvc.yaml depends on it.
 """
 

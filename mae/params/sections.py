@@ -311,7 +311,7 @@ class LaunchParams(Section):
 
 
 class RuntimeParams(Section):
-    """What never changes a result. No stage depends on it."""
+    """What never changes the weights. No stage depends on it."""
 
     device: Literal["auto", "cpu", "cuda"]
     workers: Positive

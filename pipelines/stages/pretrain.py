@@ -12,15 +12,18 @@ if TYPE_CHECKING:
 
 SHARDS, RUNS = Path("data/shards/images"), Path("runs/pretrain")
 ARTIFACT, PLOTS = Path("artifacts/pretrain"), Path("artifacts/plots/pretrain")
-METRICS = Path("artifacts/metrics/pretrain.json")
+METRICS, VERDICT = Path("artifacts/metrics/pretrain.json"), Path("data/validation/verdict.json")
 
 
 def main(params: Params, arguments: list[str]) -> None:
     if launch_if_wanted(params.runtime.launch, "pipelines.stages.pretrain", arguments):
         return
+    from mae.data.dataset import read_dataset_info
+    from mae.data.expectations import Verdict
     from mae.training.devices import joined
     from mae.training.pretraining import pretrain
 
+    Verdict.read(VERDICT).demand_valid(read_dataset_info(SHARDS))
     with joined(params.runtime.device) as place:
         done = pretrain(params, SHARDS, RUNS, place)
         if place.leads:

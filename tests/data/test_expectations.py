@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +169,18 @@ def test_real_nuclei_are_fit_for_training(
     scenes = shard_dataset("scenes", params, 0, tmp_path / "scenes")
     images = read_dataset_info(small_shards)
     validate_datasets(images, scenes, PARAMS, tmp_path / "docs").demand_passed()
+
+
+def test_a_verdict_is_read_back_and_binds_to_its_data(
+    source: Path, tmp_path: Path, make_params: MakeParams
+) -> None:
+    info = sharded(tmp_path, make_params)
+    verdict = judge(info, tmp_path)
+    path = tmp_path / "verdict.json"
+    write_json(path, verdict.to_dict())
+    assert Verdict.read(path) == verdict
+    verdict.demand_valid(info)
+    with pytest.raises(DataError, match="changed since they were validated"):
+        verdict.demand_valid(replace(info, fingerprint="other"))
+    with pytest.raises(DataError, match="run `dvc repro validate` first"):
+        Verdict.read(tmp_path / "absent.json")
