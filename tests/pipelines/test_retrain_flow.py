@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,18 @@ def _once(project: Project) -> str:
 
 
 def api(server: str, path: str, content: dict[str, Any] | None = None) -> Any:
+    """Ask the server, and again while its SQLite is locked (503), as Prefect's own client does."""
+    for _ in range(10):
+        try:
+            return ask(server, path, content)
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+            time.sleep(1)
+    raise TimeoutError(f"{server}{path} answers 503 all the time")
+
+
+def ask(server: str, path: str, content: dict[str, Any] | None) -> Any:
     request = urllib.request.Request(
         server + path,
         data=None if content is None else json.dumps(content).encode(),
