@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -82,12 +83,7 @@ def _names(path: Path) -> tuple[Path, Iterator[str]]:
     first = next(names, None)
     if first is None:
         raise DataError(f"{path} holds no image files (archives must be unpacked first)")
-    return path, _chain(first, names)
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+    return path, chain([first], names)
 
 
 def _load(folder: Path, view: View, name: str) -> InputImage | Rejected:

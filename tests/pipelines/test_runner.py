@@ -82,13 +82,9 @@ def test_a_faulty_listener_does_not_harm_the_stage(project: Project) -> None:
     assert found.outcome == Outcome.DONE
 
 
-@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
-def test_stopped_from_outside(
-    project: Project, shell: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SHELL", shell)
-    project.stages(SLOW)
-    stop, found = threading.Event(), []
+def stopped_while_running(project: Project) -> StageRun:
+    """Run the slow stage, ask it to stop once it works, and return how it ended."""
+    stop, found = threading.Event(), list[StageRun]()
     thread = threading.Thread(
         target=lambda: found.append(reproduce(project.root, "slow", print, stop))
     )
@@ -96,7 +92,17 @@ def test_stopped_from_outside(
     wait_for((project.root / "running-out").exists)
     stop.set()
     thread.join(30)
-    assert found[0].outcome == Outcome.INTERRUPTED
+    return found[0]
+
+
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])
+def test_stopped_from_outside(
+    project: Project, shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHELL", shell)
+    project.stages(SLOW)
+    found = stopped_while_running(project)
+    assert found.outcome == Outcome.INTERRUPTED
     assert not others(project), "the stage's own child in its own session must be gone as well"
     project.stages(QUICK)
     assert run(project, "slow").outcome == Outcome.DONE
@@ -172,15 +178,8 @@ def test_signals_ignored_by_our_parent_still_reach_the_stage(
     project.stages(SLOW)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        stop, found = threading.Event(), []
-        thread = threading.Thread(
-            target=lambda: found.append(reproduce(project.root, "slow", print, stop))
-        )
-        thread.start()
-        wait_for((project.root / "running-out").exists)
-        stop.set()
-        thread.join(30)
+        found = stopped_while_running(project)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert found[0].outcome == Outcome.INTERRUPTED
-    assert found[0].seconds < 30
+    assert found.outcome == Outcome.INTERRUPTED
+    assert found.seconds < 30
