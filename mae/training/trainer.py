@@ -116,6 +116,10 @@ class Trainer:
             if close is not None:
                 close()
             journal.close()
+            # What exchanges gradients must go before the process group does: were it to hold the
+            # last reference, gloo's threads would be joined under the interpreter's lock that
+            # they wait for, and the process would never end.
+            self.model = self.task
         self.task.eval()
 
     # --- one step ---------------------------------------------------------------------------

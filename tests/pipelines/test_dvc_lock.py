@@ -3,12 +3,15 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mae.errors import MaestroError
 from pipelines.dvc_lock import heal_rwlock
+from pipelines.processes import is_dvc
 
 
 @pytest.fixture
@@ -22,6 +25,8 @@ def lock(tmp_path: Path) -> Path:
 def dvc(tmp_path: Path):
     """Yield the id of a process that looks like a dvc at work in the project."""
     process = subprocess.Popen(["bash", "-c", "exec -a dvc sleep 60"], cwd=tmp_path)
+    while not is_dvc(psutil.Process(process.pid)):
+        time.sleep(0.01)  # bash has not yet become "dvc"
     yield process.pid
     process.kill()
     process.wait()
