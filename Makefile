@@ -26,7 +26,7 @@ lock: .venv/ready ## pin pyproject.toml's ranges anew, keeping pins that still f
 		--quiet --output-file requirements.lock
 
 clean: ## everything that can be made again, runs/ in progress included
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info runs artifacts/[!m]* data/[!R]*
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info runs artifacts/[!m]* data/shards data/validation
 
 .venv/ready: requirements.lock pyproject.toml
 	test -x $(BIN)/uv || $(PYTHON) -m venv .venv

@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 
 from mae import __version__
+from mae.cli_data import data_app, print_table
+from mae.cli_weights import weights_app
 from mae.errors import MaestroError
 
 app = typer.Typer(
@@ -20,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Look at sharded data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(weights_app, name="weights")
 
 
 class FeatureName(StrEnum):
@@ -102,28 +104,29 @@ def reconstruct(
     images: Annotated[Path, typer.Option(help="A folder of images, or one image.")],
     out: Annotated[Path, typer.Option(help="The picture to write, a .png.")],
     limit: Annotated[int, typer.Option(min=1, help="Images drawn, the first in order.")] = 8,
+    worst: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Look at all images, list so many of the highest loss, and draw these."
+        ),
+    ] = None,
+    device: Annotated[Device, typer.Option(help="auto takes a GPU where one works.")] = Device.auto,
 ) -> None:
-    """Draw original, masked image and reconstruction, one image a row."""
+    """Draw original, masked image, reconstruction and error, one image a row.
+
+    With --worst the list of images that are reconstructed worst goes to the screen and to a .csv
+    beside OUT: odd, broken or misplaced images tend to be among them.
+    """
     from mae.report.reconstruct import reconstruct_images
 
-    done = reconstruct_images(checkpoint, images, out, limit)
+    done = reconstruct_images(checkpoint, images, out, limit, worst, device.value)
+    for rank, one in enumerate(done.worst, start=1):
+        typer.echo(f"{rank:>4}  {one.loss:<10.4g}  {one.image.key}")
+    if done.listing is not None:
+        typer.echo(f"the worst of {done.seen} images, with their loss, in {done.listing}", err=True)
     typer.echo(f"{done.images} images drawn in {out}. {done.caption}", err=True)
-    for one in done.rejected:
-        typer.echo(f"left out {one.id}: {one.detail}", err=True)
-
-
-@data_app.command("show")
-def data_show(
-    folder: Annotated[Path, typer.Argument(help="A sharded dataset, such as data/shards/images.")],
-) -> None:
-    """Print what a sharded dataset holds."""
-    from mae.data.dataset import read_dataset_info
-    from mae.report.data_summary import summarise
-
-    summary = summarise(read_dataset_info(folder))
-    _print_table(summary.facts)
-    for one in summary.quarantined:
-        _print_table([(f"  {one.reason}", f"{one.count}, for example {one.key}: {one.detail}")])
+    for rejected in done.rejected:
+        typer.echo(f"left out {rejected.id}: {rejected.detail}", err=True)
 
 
 @app.command()
@@ -142,15 +145,9 @@ def params(
     from mae.report.plan import plan_of, sharded
 
     known = sharded(shards)
-    _print_table(plan_of(checked, known))
+    print_table(plan_of(checked, known))
     if known is None:
         typer.echo(f"{shards} is not there yet: shard the data to see learning rates and steps")
-
-
-def _print_table(rows: list[tuple[str, str]]) -> None:
-    width = max(18, *(len(name) for name, _ in rows))
-    for name, value in rows:
-        typer.echo(f"{name:<{width}}  {value}")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,18 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class PixelStatistics:
-    """Per-channel mean and standard deviation of the training images, pixels scaled to 0..1.
+    """What pixels are, and how they are distributed in the training images.
 
-    bit_depth is 8 (uint8, full scale 255) or 16 (uint16, full scale 65535).
+    mean, std: per channel, pixels scaled to 0..1. bit_depth: 8 (uint8, full scale 255) or 16
+    (uint16, full scale 65535). bands, depth_range: which channels and values of a file become
+    them (mae/data/decode.py).
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bit_depth: int = 8
+    bands: tuple[int, ...] | None = None
+    depth_range: tuple[int, int] = (0, 65535)
 
     @property
     def channels(self) -> int:
@@ -27,11 +31,25 @@ class PixelStatistics:
         return 2**self.bit_depth - 1
 
     def to_dict(self) -> dict[str, Any]:
-        return {"mean": list(self.mean), "std": list(self.std), "bit_depth": self.bit_depth}
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "bit_depth": self.bit_depth,
+            "bands": self.bands and list(self.bands),
+            "depth_range": list(self.depth_range),
+        }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "PixelStatistics":
-        return cls(tuple(content["mean"]), tuple(content["std"]), int(content["bit_depth"]))
+        low, high = content.get("depth_range", (0, 65535))
+        bands = content.get("bands")
+        return cls(
+            mean=tuple(content["mean"]),
+            std=tuple(content["std"]),
+            bit_depth=int(content["bit_depth"]),
+            bands=bands and tuple(bands),
+            depth_range=(low, high),
+        )
 
 
 class PixelNormalizer(nn.Module):
@@ -49,7 +67,7 @@ class PixelNormalizer(nn.Module):
         self.register_buffer("shift", (-mean / std).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.float() * self.scale + self.shift
+        return images.to(torch.float32, copy=True).mul_(self.scale).add_(self.shift)
 
     def invert(self, normalised: Tensor) -> Tensor:
         """Return normalised pixels as stored numbers: float32 (N, C, H, W), not rounded."""

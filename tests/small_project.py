@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from mae.data.dataset import read_dataset_info
-from mae.data.sharding import shard_dataset
+from mae.data.sharding.run import shard_dataset
 from mae.model.artifact import save_artifact
 from mae.model.autoencoder import build_autoencoder
 from mae.params import Params, parse_params, read_params
@@ -23,7 +23,7 @@ def small_params(images: Path, **model: Any) -> Params:
     content["data"] |= {
         "images": {"source": "folder", "path": str(images)},
         "scenes": {"source": "none", "path": None},
-        "splits": {"val": 0.2, "test": 0.3},
+        "splits": {"val": 0.2, "test": 0.3, "stratify": False},
     }
     content["model"] |= {
         "height": 16,

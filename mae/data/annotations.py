@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae.data import reasons
-from mae.data.decode import ImageFault
+from mae.data.reasons import ImageFault
 from mae.data.records import Annotation
 
 

@@ -8,7 +8,7 @@ from mae.errors import DataError
 from mae.files import read_json, write_json
 from mae.pixels import PixelStatistics
 
-FORMAT = 1
+FORMAT = 2
 _NAME = "dataset.json"
 
 
@@ -18,8 +18,11 @@ class DatasetInfo:
 
     classes: names of labels 0, 1, ...; categories: names of the annotations' categories.
     statistics: of the accepted training images (mean 0, std 1 where there are none).
-    fingerprint: of ids, image bytes, labels, annotations, splits, channels and bit depth.
+    fingerprint: of ids, image bytes, labels, annotations, splits and the form of the pixels.
+    recipe, code: hashes of the parameters and of the code that made it.
     splits: accepted images in each. instances: split -> category -> number of annotations.
+    seen: all inputs, of which `accepted` are in the shards, `quarantined` have a fault, and
+    `set_aside` were left out by choice (duplicates, removals...).
     limits: the bounds that quarantined an image.
     skipped: why the dataset is empty on purpose, or None.
     """
@@ -31,17 +34,31 @@ class DatasetInfo:
     categories: tuple[str, ...]
     statistics: PixelStatistics
     fingerprint: str
+    recipe: str
+    code: str
     splits: dict[str, int]
     instances: dict[str, dict[str, int]]
     seen: int
     accepted: int
     quarantined: int
+    set_aside: int
     limits: dict[str, int]
     skipped: str | None = None
 
     @property
     def channels(self) -> int:
         return self.statistics.channels
+
+
+def describe_dataset(info: DatasetInfo) -> str:
+    if info.skipped:
+        return info.skipped
+    splits = ", ".join(f"{split} {count}" for split, count in info.splits.items())
+    aside = f", {info.set_aside} set aside" if info.set_aside else ""
+    return (
+        f"{info.accepted} of {info.seen} images accepted, {info.quarantined} quarantined{aside} "
+        f"(reasons in manifest.parquet); {splits}"
+    )
 
 
 def write_dataset_info(info: DatasetInfo, folder: Path) -> None:

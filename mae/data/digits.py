@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mae.data.records import Record
+from mae.data.records import Inline, Record
 from mae.hashing import text_id, uniform
 
 HEIGHT, WIDTH = 24, 24
@@ -87,7 +87,7 @@ def digit_images(seed: int) -> Iterator[Record]:
             _paint(canvas, ink, row, column, grey=150 + 105 * draws[7])
             yield Record(
                 id=name,
-                image=_png(canvas),
+                image=Inline(_png(canvas)),
                 label=str(target),
                 annotations=None,
                 split=None,
@@ -104,7 +104,7 @@ def digit_scenes(seed: int) -> Iterator[Record]:
             canvas, annotations = _compose(seed, group, name)
             yield Record(
                 id=name,
-                image=_png(canvas),
+                image=Inline(_png(canvas)),
                 label=None,
                 annotations=annotations,
                 split=None,

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from mae.data.dataset import DatasetInfo, read_dataset_info
-from mae.data.decode import ImageFault, Pixels, decode
+from mae.data.decoding.decode import ImageFault, Pixels, decode
 from mae.data.manifest import read_index
 from mae.data.records import Annotation
-from mae.data.shards import about_key, image_key, shard_name
+from mae.data.sharding.shards import about_key, image_key, shard_name
 from mae.errors import DataError
 
 # LMDB refuses to open one file twice in a process, so all readers share its environments, keyed
@@ -60,8 +60,9 @@ class ShardReader:
     """The accepted images of one split.
 
     ids: int64 (N,), stable hashes of the keys. labels: int64 (N,), index into info.classes, -1
-    for none. heights, widths: int64 (N,), of the upright images. Raises DataError for a split
-    that is not there.
+    for none. heights, widths: int64 (N,), of the upright images as stored. shards: int64 (N,),
+    the number of the shard file each image lies in. Raises DataError for a split that is not
+    there.
     """
 
     def __init__(self, folder: Path | str, split: str) -> None:
@@ -79,9 +80,12 @@ class ShardReader:
         self.labels: Tensor = torch.tensor(columns["label"])
         self.heights: Tensor = torch.tensor(columns["height"])
         self.widths: Tensor = torch.tensor(columns["width"])
+        self.shards: Tensor = torch.tensor(columns["shard"])
         self._shards = columns["shard"].astype(np.int32)
+        self._slots = columns["slot"].astype(np.int64)
         self._checksums = columns["checksum"].astype(np.uint32)
         self._about_checksums = columns["about_checksum"].astype(np.uint32)
+        self._proven = np.zeros(len(table), np.bool_)
         self._keys = table["key"]
         self._open: tuple[int, dict[int, lmdb.Environment]] = (os.getpid(), {})
 
@@ -104,14 +108,30 @@ class ShardReader:
         return (height, width) if same else None
 
     def read(self, index: int) -> bytes:
-        """Return the image's bytes as found. Raises DataError when they are not as written."""
-        return self._get(index, image_key(index), int(self._checksums[index]))
+        """Return the image's bytes as stored. Raises DataError when they are not as written."""
+        return bytes(self.view(index))
+
+    def view(self, index: int) -> memoryview:
+        """Return the image's bytes as `read` does, without copying them: a view of the shard.
+
+        They are checked when this reader first reads them.
+        """
+        checksum = None if self._proven[index] else int(self._checksums[index])
+        content = self._get(index, image_key(int(self._slots[index])), checksum)
+        self._proven[index] = True
+        return content
 
     def pixels(self, index: int) -> Pixels:
         """Decode to (H, W, C), uint8 or uint16 by the dataset's bit depth."""
-        statistics = self.info.statistics
+        wanted = self.info.statistics
         try:
-            return decode(self.read(index), statistics.channels, statistics.bit_depth)
+            return decode(
+                self.read(index),
+                wanted.channels,
+                wanted.bit_depth,
+                bands=wanted.bands,
+                depth_range=wanted.depth_range,
+            )
         except ImageFault as fault:
             raise DataError(
                 f"{self._name(index)} decoded when it was sharded and does not now ({fault}): "
@@ -120,16 +140,19 @@ class ShardReader:
 
     def annotations(self, index: int) -> list[Annotation]:
         """Return the boxes and masks marked on the image; [] where there are none."""
-        content = self._get(index, about_key(index), int(self._about_checksums[index]))
-        return json.loads(content)["annotations"] or []
+        key = about_key(int(self._slots[index]))
+        content = self._get(index, key, int(self._about_checksums[index]))
+        return json.loads(bytes(content))["annotations"] or []
 
-    def _get(self, index: int, key: bytes, checksum: int) -> bytes:
+    def _get(self, index: int, key: bytes, checksum: int | None) -> memoryview:
+        """A shard is never written to and its environment never closed while the process that
+        opened it lives: so the view outlasts the transaction."""
         try:
-            with self._environment(int(self._shards[index])).begin() as transaction:
+            with self._environment(int(self._shards[index])).begin(buffers=True) as transaction:
                 content = transaction.get(key)
         except lmdb.Error as error:
             raise DataError(f"{self._name(index)} cannot be read ({error}): shard again") from None
-        if content is None or zlib.crc32(content) != checksum:
+        if content is None or (checksum is not None and zlib.crc32(content) != checksum):
             raise DataError(
                 f"{self._name(index)} is {'missing' if content is None else 'damaged'}: the shard "
                 "does not hold what was written; shard the data again (or `dvc checkout --force`)"

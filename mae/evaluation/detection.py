@@ -20,8 +20,8 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from mae.data.dataset import read_dataset_info
+from mae.data.loading.scenes import SceneBatch, SceneLoader
 from mae.data.reader import ShardReader
-from mae.data.scenes import SceneBatch, SceneLoader
 from mae.evaluation.coco import AveragePrecision, Detection, Scene, average_precision, has_objects
 from mae.evaluation.detector import anchor_sides, build_detector
 from mae.evaluation.features import check_encoder_fits

@@ -82,8 +82,17 @@ class FeatureBatch:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device) -> "FeatureBatch":
-        return FeatureBatch(self.features.to(device), self.labels.to(device))
+    def tensors(self) -> list[Tensor]:
+        return [self.features, self.labels]
+
+    def pinned(self) -> "FeatureBatch":
+        """Return the batch in page-locked memory."""
+        return FeatureBatch(*(tensor.pin_memory() for tensor in self.tensors()))
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "FeatureBatch":
+        return FeatureBatch(
+            *(tensor.to(device, non_blocking=non_blocking) for tensor in self.tensors())
+        )
 
 
 class FeatureLoader:

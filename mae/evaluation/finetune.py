@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae.data.batch import Batch
 from mae.data.dataset import read_dataset_info
-from mae.data.loader import EvalLoader, TrainLoader
+from mae.data.loading.batch import Batch
+from mae.data.loading.loader import EvalLoader, TrainLoader
 from mae.evaluation.accuracy import Accuracy, measure_accuracy
 from mae.evaluation.features import check_encoder_fits
 from mae.evaluation.labelled import (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mae.data.dataset import DatasetInfo, read_dataset_info
-from mae.data.loader import EvalLoader
+from mae.data.loading.loader import EvalLoader
 from mae.data.reader import ShardReader
 from mae.errors import DataError
 from mae.hashing import permutation

@@ -35,12 +35,12 @@ def draw_predictions(
     for row, image, truth, found in zip(axes, images, truths, detections, strict=True):
         sure = sorted(found, key=lambda one: -one["score"])[: len(truth)]
         for axis, annotations in zip(row, (truth, sure), strict=True):
-            _draw_scene(axis, image, annotations, names)
+            draw_scene(axis, image, annotations, names)
     with replacing_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
 
 
-def _draw_scene(
+def draw_scene(
     axis: Any, image: NDArray, annotations: list[dict[str, Any]], names: list[str]
 ) -> None:
     from matplotlib.patches import Rectangle

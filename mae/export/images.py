@@ -3,19 +3,22 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mae.data import reasons
-from mae.data.crops import centre, covering_shape
-from mae.data.decode import ImageFault, Pixels, decode, probe
-from mae.data.files import ImageFiles, read_image
-from mae.data.parallel import ordered_map
-from mae.data.records import Rejected
-from mae.data.resample import resample_batch, resample_one
+from mae.data.decoding.decode import decode, probe
+from mae.data.loading.parallel import ordered_map
+from mae.data.loading.views import evaluation_view
+from mae.data.reasons import ImageFault
+from mae.data.records import Record, Rejected
+from mae.data.sources.files import LocalFile, byte_limit
+from mae.data.sources.items import to_item
+from mae.data.sources.names import archive_stem, printable
+from mae.data.sources.opening import Opening, open_tree
+from mae.data.sources.trees import FilesBelow
 from mae.errors import DataError
 from mae.model.encoder import Architecture
 from mae.pixels import PixelStatistics
@@ -23,7 +26,6 @@ from mae.pixels import PixelStatistics
 MAX_PIXELS = 100_000_000
 
 # The evaluation loader resamples images up to this many pixels by matrices.
-_SMALL = 128 * 128
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class InputImage:
 
 @dataclass(frozen=True)
 class View:
-    """How an encoder sees an image: its channels, bit depth, height, width and resize."""
+    """How an encoder sees an image: how a file becomes pixels, and which part of them."""
 
     channels: int
     bit_depth: int
@@ -44,6 +46,8 @@ class View:
     width: int
     resize: float
     max_pixels: int = MAX_PIXELS
+    bands: tuple[int, ...] | None = None
+    depth_range: tuple[int, int] = (0, 65535)
 
     @classmethod
     def of(
@@ -60,65 +64,55 @@ class View:
             width=architecture.width,
             resize=resize,
             max_pixels=max_pixels,
+            bands=statistics.bands,
+            depth_range=statistics.depth_range,
         )
 
 
 def input_images(path: Path, view: View, workers: int) -> Iterator[InputImage | Rejected]:
-    """Yield every image below the folder `path` (or the image `path`), in the order of the keys.
+    """Yield every image below the folder, zip or tar `path`, or the image `path`, sorted by key.
 
     Threads decode ahead. What cannot be used comes as Rejected; DataError when there is no
     such folder, or no file in it that its suffix calls an image.
     """
-    folder, names = _names(path)
-    load = partial(_load, folder, view)
-    yield from ordered_map(load, names, workers, ahead=16 * workers)
+    load = partial(_load, view)
+    yield from ordered_map(load, _items(path, view), workers, ahead=16 * workers)
 
 
-def _names(path: Path) -> tuple[Path, Iterator[str]]:
-    if path.is_file():
-        return path.parent, iter([path.name])
-    if not path.is_dir():
-        raise DataError(f"{path} does not exist: give a folder of images")
-    names = iter(ImageFiles(path))
-    first = next(names, None)
-    if first is None:
-        raise DataError(f"{path} holds no image files (archives must be unpacked first)")
-    return path, chain([first], names)
+def _items(path: Path, view: View) -> Iterator[Record | Rejected]:
+    limit = byte_limit(view.max_pixels)
+    if path.is_file() and not archive_stem(path.name):
+        yield to_item(printable(path.name), path.name, LocalFile(str(path), limit))
+        return
+    tree = open_tree(str(path), Opening(limit, "give a folder, zip or tar of images"))
+    yield from tree.strays
+    seen = len(tree.strays)
+    for name, location in FilesBelow(tree):
+        seen += 1
+        yield to_item(printable(name), name, location)
+    if not seen:
+        raise DataError(f"{path} holds no image files")
 
 
-def _load(folder: Path, view: View, name: str) -> InputImage | Rejected:
-    key = _printable(name)
-    data = read_image(folder / name, key, view.max_pixels)
-    if isinstance(data, Rejected):
-        return data
+def _load(view: View, item: Record | Rejected) -> InputImage | Rejected:
+    if isinstance(item, Rejected):
+        return item
     try:
+        data = item.image.read()
         header = probe(data)
         if header.pixels > view.max_pixels:
             raise ImageFault(
                 reasons.TOO_LARGE,
                 f"{header.height} x {header.width} pixels, above the limit of {view.max_pixels}",
             )
-        pixels = decode(data, view.channels, view.bit_depth)
+        pixels = decode(
+            data,
+            view.channels,
+            view.bit_depth,
+            bands=view.bands,
+            depth_range=view.depth_range,
+        )
     except ImageFault as fault:
-        return Rejected(key, fault.reason, fault.detail)
-    return InputImage(key, np.ascontiguousarray(_see(pixels, view)))
-
-
-def _see(pixels: Pixels, view: View) -> NDArray:
-    """Return what the evaluation loader makes of an image (H, W, C): (C, height, width)."""
-    height, width = pixels.shape[:2]
-    output = (view.height, view.width)
-    outer = covering_shape((height, width), output, view.resize)
-    if height * width <= _SMALL:
-        whole = np.array([[0, 0, height, width]])
-        planes = pixels.transpose(2, 0, 1)[None]
-        resized = resample_batch(planes, whole, np.zeros(1, bool), *outer)[0]
-    else:
-        resized = resample_one(pixels, (0, 0, height, width), *outer)
-    top, left = centre(outer, output)
-    return resized[:, top : top + view.height, left : left + view.width]
-
-
-def _printable(name: str) -> str:
-    """Return the name as valid text: bytes that are no UTF-8 appear as \\xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return Rejected(item.id, fault.reason, fault.detail)
+    seen = evaluation_view(pixels, view.height, view.width, view.resize)
+    return InputImage(item.id, np.ascontiguousarray(seen))

@@ -102,6 +102,10 @@ def _tidy(graph: Any, about: EncoderDescription, opset: int) -> None:
     graph.metadata_props.clear()
     graph.metadata_props.update(about.to_metadata())
     _name_the_batch(graph.graph)
+    for node in graph.graph:  # the tracer may give an inner value an output's name
+        for value in node.outputs:
+            if value.name in OUTPUTS and not value.is_graph_output():
+                value.name = f"{value.name}_inside"
     # Stack traces: the same encoder exported from another folder would be another file.
     for node in graph.graph:
         node.metadata_props.clear()

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mae.data.batch import Batch
 from mae.data.dataset import read_dataset_info
-from mae.data.loader import EvalLoader
+from mae.data.loading.batch import Batch
+from mae.data.loading.loader import EvalLoader
 from mae.data.reader import ShardReader
 from mae.errors import DataError, MaestroError
 from mae.export.description import OUTPUTS, EncoderDescription

@@ -1,10 +1,13 @@
-"""Fixed 2-D sine-cosine positions (MAE, arXiv 2111.06377, section 3 and its reference code)."""
+"""Where a patch lies, as a vector: fixed 2-D sine and cosine, or learned (arXiv 2111.06377)."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from mae.model.patches import Size
 
 
-def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
+def sincos_positions(dim: int, grid: Size) -> Tensor:
     """Return positions float32 (L, D) of a patch grid (Hp, Wp), row by row.
 
     The first half of the channels encodes the column, the second the row; each half holds
@@ -18,3 +21,15 @@ def sincos_positions(dim: int, grid: tuple[int, int]) -> Tensor:
     )
     halves = [axis.reshape(-1, 1) * frequency for axis in (column, row)]
     return torch.cat([f(half) for half in halves for f in (torch.sin, torch.cos)], dim=1).float()
+
+
+def resample_positions(positions: Tensor, grid: Size, wanted: Size) -> Tensor:
+    """Bring learned positions (L, D) of one patch grid to another, rows and columns apart.
+
+    Bicubic, antialiased where the new grid is coarser, as timm does.
+    """
+    if grid == wanted:
+        return positions
+    table = positions.unflatten(0, grid).permute(2, 0, 1)[None].float()
+    table = F.interpolate(table, wanted, mode="bicubic", antialias=True, align_corners=False)
+    return table[0].permute(1, 2, 0).flatten(0, 1).to(positions.dtype)

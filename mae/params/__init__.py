@@ -5,23 +5,27 @@ each key. `runtime` holds what never changes the weights (workers, device, log i
 of dvc.yaml depends on it.
 """
 
+from mae.params.base import Feature, Precision
+from mae.params.model import (
+    SIZES,
+    DecoderParams,
+    LossParams,
+    MaskParams,
+    ModelParams,
+    TargetParams,
+)
 from mae.params.reading import parse_params, read_params
 from mae.params.sections import (
     AugmentParams,
     DataParams,
-    DecoderParams,
     ExportParams,
-    Feature,
     GateParams,
     ImagesParams,
     KnnParams,
     LabelBudget,
     LaunchParams,
-    MaskParams,
-    ModelParams,
     OptimParams,
     Params,
-    Precision,
     RetrainParams,
     RuntimeParams,
     ScenesParams,
@@ -30,6 +34,7 @@ from mae.params.sections import (
 )
 
 __all__ = [
+    "SIZES",
     "AugmentParams",
     "DataParams",
     "DecoderParams",
@@ -40,6 +45,7 @@ __all__ = [
     "KnnParams",
     "LabelBudget",
     "LaunchParams",
+    "LossParams",
     "MaskParams",
     "ModelParams",
     "OptimParams",
@@ -49,6 +55,7 @@ __all__ = [
     "RuntimeParams",
     "ScenesParams",
     "SplitParams",
+    "TargetParams",
     "ValidateParams",
     "parse_params",
     "read_params",

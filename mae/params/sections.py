@@ -2,21 +2,23 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
-Range = Annotated[tuple[Rate, Rate], Field(strict=False)]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Feature = Literal["cls", "mean"]
+from mae.params.base import (
+    Count,
+    Feature,
+    NotNegative,
+    Positive,
+    Precision,
+    Range,
+    Rate,
+    Section,
+    Share,
+)
+from mae.params.model import ModelParams
+from mae.params.validation import ValidateParams
 
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+DuplicateRule = Literal["keep", "drop", "one_split"]
 
 
 # --- data -------------------------------------------------------------------------------------
@@ -25,36 +27,45 @@ class Section(BaseModel):
 class ImagesParams(Section):
     """Where the images for pretraining and classification come from."""
 
-    source: Literal["digits", "folder"]
+    source: Literal["digits", "folder", "webdataset", "table", "huggingface"]
     path: str | None = None
 
     @model_validator(mode="after")
     def _path_when_needed(self) -> Self:
-        if (self.source == "folder") != (self.path is not None):
-            raise ValueError("source 'folder' needs a path; 'digits' takes none (path: null)")
+        _check_path(self.source, self.path)
         return self
 
 
 class ScenesParams(Section):
     """Where the images with boxes and masks come from; `none` skips detection."""
 
-    source: Literal["digits", "coco", "none"]
+    source: Literal["digits", "coco", "voc", "label_images", "none"]
     path: str | None = None
 
     @model_validator(mode="after")
     def _path_when_needed(self) -> Self:
-        if (self.source == "coco") != (self.path is not None):
-            raise ValueError(
-                "source 'coco' needs a path; 'digits' and 'none' take none (path: null)"
-            )
+        _check_path(self.source, self.path)
         return self
 
 
+def _check_path(source: str, path: str | None) -> None:
+    if source in ("digits", "none"):
+        if path is not None:
+            raise ValueError(f"source '{source}' takes none: set path to null")
+    elif path is None:
+        raise ValueError(f"source '{source}' needs a path")
+
+
 class SplitParams(Section):
-    """Shares of a source without splits of its own that are held out, by hash of the group."""
+    """Shares of a source without splits of its own that are held out, by hash of the group.
+
+    stratify: hold out the shares of every class, not of the whole; images already sharded stay
+    where they are.
+    """
 
     val: Annotated[float, Field(ge=0, lt=1)]
     test: Annotated[float, Field(ge=0, lt=1)]
+    stratify: bool
 
     @model_validator(mode="after")
     def _leave_some_for_training(self) -> Self:
@@ -63,99 +74,80 @@ class SplitParams(Section):
         return self
 
 
+class DuplicateParams(Section):
+    """What becomes of images with the same bytes (exact) or the same look (near).
+
+    near_bits: bits of a 64-bit perceptual hash that two images of one look may differ in.
+    """
+
+    exact: DuplicateRule
+    near: DuplicateRule
+    near_bits: Annotated[int, Field(ge=0, le=16)]
+
+
+class StoreParams(Section):
+    """How images lie in the shards of `data.images`; scenes lie there as found.
+
+    form `found`: the bytes as found; `encoded`: encoded anew by `codec`, of 8-bit images jpeg,
+    webp (both at `quality`) or png, of 16-bit ones png; `raw`: pixels. short_side: for both,
+    larger images are shrunk until their shorter side has so many pixels; null leaves them.
+    """
+
+    form: Literal["found", "encoded", "raw"]
+    codec: Literal["jpeg", "webp", "png"]
+    quality: Annotated[int, Field(ge=1, le=100)]
+    short_side: Positive | None
+
+
 class DataParams(Section):
+    """channels, bit_depth: of the pixels a model sees, whatever the files hold (see
+    mae/data/decode.py). bands: positions of the channels to take from files that have more.
+    depth_range: the 16-bit values that become 0 and 255 where bit_depth is 8.
+    """
+
     images: ImagesParams
     scenes: ScenesParams
     splits: SplitParams
+    duplicates: DuplicateParams
+    exclude_labels: tuple[str, ...] = Field(strict=False)
     channels: Positive
+    bands: Annotated[tuple[Count, ...], Field(strict=False)] | None
     bit_depth: Literal[8, 16]
+    depth_range: Annotated[tuple[Count, Count], Field(strict=False)]
     min_side: Positive
-    max_pixels: Positive
+    max_pixels: Annotated[int, Field(gt=0, lt=1 << 31)]
+    store: StoreParams
     shard_mb: Positive
 
-
-class ValidateParams(Section):
-    """Bounds of the Great Expectations suites; see mae/data/expectations.py for severities."""
-
-    min_images: Positive
-    max_quarantined: Share
-    max_duplicates: Share
-    max_leaked: Share
-    min_per_class: Count
-
-
-# --- model ------------------------------------------------------------------------------------
-
-
-class MaskParams(Section):
-    kind: Literal["random"]
-    ratio: Annotated[float, Field(gt=0, lt=1)]
-
-    def kept(self, patches: int) -> int:
-        """Return how many of `patches` stay visible: rounded down, as in the reference code.
-
-        The small term keeps 10 x (1 - 0.9) at 1, where binary fractions would make it 0.
-        """
-        return int(patches * (1 - self.ratio) + 1e-6)
-
-
-class DecoderParams(Section):
-    width: Positive
-    depth: Positive
-    heads: Positive
-
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        _check_width(self.width, self.heads)
-        return self
-
-
-class ModelParams(Section):
-    """The autoencoder. `patch` is a side or [height, width] in pixels.
-
-    For evaluation an image is resized to cover `resize` x (height, width), then centre-cropped.
-    """
-
-    height: Positive
-    width: Positive
-    resize: Annotated[float, Field(ge=1)]
-    patch: Positive | Pair
-    dim: Positive
-    depth: Positive
-    heads: Positive
-    mlp_ratio: Rate
-    decoder: DecoderParams
-    mask: MaskParams
-    target: Literal["pixels", "normalized_pixels"]
-
-    @property
-    def patch_size(self) -> tuple[int, int]:
-        return (self.patch, self.patch) if isinstance(self.patch, int) else self.patch
-
-    @model_validator(mode="after")
-    def _patches_fit(self) -> Self:
-        ph, pw = self.patch_size
-        if self.height % ph or self.width % pw:
+    def _values_agree(self) -> Self:
+        if self.bands is not None and len(self.bands) != self.channels:
             raise ValueError(
-                f"an image of {self.height} x {self.width} cannot be cut into patches of "
-                f"{ph} x {pw}: choose sides that are multiples of the patch"
+                f"bands names {len(self.bands)} channels and channels is "
+                f"{self.channels}: make them agree, or bands null"
             )
-        patches = (self.height // ph) * (self.width // pw)
-        kept = self.mask.kept(patches)
-        if not 0 < kept < patches:
+        low, high = self.depth_range
+        if not low < high <= 65535:
+            raise ValueError("depth_range must rise and stay within 0 and 65535")
+        store = self.store
+        if (
+            store.form == "encoded"
+            and store.codec != "png"
+            and (self.bit_depth == 16 or self.channels not in (1, 3))
+        ):
             raise ValueError(
-                f"mask.ratio {self.mask.ratio} keeps {kept} of {patches} patches: "
-                "at least one must be visible and one hidden"
+                f"store.codec {store.codec} holds 8 bits of 1 or 3 channels: "
+                "use png, or store.form raw"
             )
-        _check_width(self.dim, self.heads)
+        if (
+            store.form == "encoded"
+            and store.codec == "png"
+            and (self.channels > 4 or (self.bit_depth == 16 and self.channels != 1))
+        ):
+            raise ValueError(
+                "store.codec png holds up to 4 channels of 8 bits or 1 of 16: use store.form raw"
+            )
         return self
-
-
-def _check_width(width: int, heads: int) -> None:
-    if width % heads:
-        raise ValueError(f"width {width} is not a multiple of its {heads} heads")
-    if width % 4:
-        raise ValueError(f"width {width} is not a multiple of 4, which 2-D sin-cos positions need")
 
 
 # --- training ---------------------------------------------------------------------------------
@@ -216,8 +208,12 @@ class AugmentParams(Section):
 
 
 class PretrainParams(OptimParams):
+    """shuffle_window: how many shards are mixed at a time, for disks slow at random reads; 0 mixes
+    all images."""
+
     betas: Range
     accumulate: Positive
+    shuffle_window: Count
     augment: AugmentParams
 
     @model_validator(mode="after")

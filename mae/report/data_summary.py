@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from mae.data.dataset import DatasetInfo
 from mae.data.manifest import read_manifest
-from mae.data.splits import SPLITS
+from mae.data.sharding.splits import SPLITS
 from mae.report.templating import channels
 
 Fact = tuple[str, str]
@@ -61,6 +61,7 @@ def dataset_facts(info: DatasetInfo) -> list[Fact]:
         ("Inputs seen", f"{info.seen:,}"),
         ("Accepted", f"{info.accepted:,}"),
         ("Quarantined", f"{info.quarantined:,}"),
+        ("Set aside", f"{info.set_aside:,}" if info.set_aside else ""),
         ("Splits", ", ".join(f"{split} {info.splits.get(split, 0):,}" for split in SPLITS)),
         ("Channels", f"{channels(statistics.channels)} of {statistics.bit_depth} bits"),
         ("Mean pixel", _numbers(statistics.mean)),

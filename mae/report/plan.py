@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mae.data.dataset import read_dataset_info
 from mae.errors import DataError
-from mae.params import LabelBudget, Params
+from mae.model.methods import resolve_method
+from mae.params import LabelBudget, MaskParams, Params
 from mae.report.templating import channels
 
 
@@ -29,20 +30,28 @@ def sharded(folder: Path) -> Known | None:
 
 def plan_of(params: Params, known: Known | None) -> list[tuple[str, str]]:
     """Return (what, how much) in words; learning rates and steps need the number of images."""
-    model = params.model
+    model = resolve_method(params.model)
     ph, pw = model.patch_size
-    patches = (model.height // ph) * (model.width // pw)
+    patches = model.grid[0] * model.grid[1]
+    visible = sorted({model.mask.kept(patches, ratio) for ratio in _ratios(model.mask)})
     rows = [
         (
             "images",
             f"{model.height} x {model.width} (height x width), "
             f"{channels(params.data.channels)} of {params.data.bit_depth} bits",
         ),
-        ("patches", f"{patches} of {ph} x {pw}, {model.mask.kept(patches)} visible to the encoder"),
+        (
+            "patches",
+            f"{patches} of {ph} x {pw}, {' to '.join(map(str, visible))} visible to the encoder",
+        ),
         ("encoder", f"width {model.dim}, depth {model.depth}, {model.heads} heads"),
         ("decoder", f"width {model.decoder.width}, depth {model.decoder.depth}"),
     ]
     return rows if known is None else rows + _schedules(params, known)
+
+
+def _ratios(mask: MaskParams) -> tuple[float, float]:
+    return mask.ratio, mask.last_ratio
 
 
 def _schedules(params: Params, known: Known) -> list[tuple[str, str]]:

@@ -4,6 +4,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from mae.report.method import how_built, how_pretrained, map_of, truth_used
+
 _BOUNDS = {"min_value": "≥ ", "max_value": "≤ ", "value_set": ""}
 
 
@@ -24,10 +26,14 @@ def _environment() -> Environment:
         "percent": percent,
         "points": points,
         "channels": channels,
-        "in_words": in_words,
         "number": number,
         "limit": limit,
         "scalars": scalars,
+        "how_built": how_built,
+        "how_pretrained": how_pretrained,
+        "map_of": map_of,
+        "truth_used": truth_used,
+        "frame": frame,
     }
     return environment
 
@@ -45,9 +51,9 @@ def channels(count: int) -> str:
     return f"{count} channel" + ("" if count == 1 else "s")
 
 
-def in_words(name: str) -> str:
-    """Return a value of params.yaml as the project's prose spells it."""
-    return name.replace("_", " ").replace("normalized", "normalised")
+def frame(encoder: dict[str, Any]) -> float:
+    """Return how much larger than the input an image is resized before its centre is cut out."""
+    return float(encoder.get("autoencoder", encoder)["resize"])
 
 
 def number(value: Any) -> str:

@@ -8,15 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mae.data.batch import Batch
-from mae.data.loader import EvalLoader, TrainLoader
+from mae.data.loading.batch import Batch
+from mae.data.loading.loader import EvalLoader, TrainLoader
 from mae.data.reader import ShardReader
 from mae.files import fingerprint, write_json
-from mae.model.autoencoder import Autoencoder, build_autoencoder, masked_loss
+from mae.model.methods import PretrainingModel, build_model, resolve_method
 from mae.params import Params
-from mae.pixels import PixelNormalizer, PixelStatistics
+from mae.pixels import PixelStatistics
 from mae.training.devices import Place, resolve_precision
+from mae.training.fitted import fitted_target
 from mae.training.journal import read_journal
+from mae.training.objective import Objective
 from mae.training.task import Task
 from mae.training.trainer import Trainer, adamw
 
@@ -24,28 +26,31 @@ LOG = logging.getLogger(__name__)
 
 # Part of every run's identity: raise it when the same parameters would no longer lead to the
 # same weights, so that no run continues from, or is taken for, one of the older kind.
-TRAJECTORY = 1
+TRAJECTORY = 2
 
 
 class PretrainTask(Task):
-    """Batch of images and ids -> mean squared error at the hidden patches."""
+    """Batch of images, ids and labels -> the loss of the method; the mask ratio is the epoch's."""
 
-    def __init__(self, autoencoder: Autoencoder, statistics: PixelStatistics, seed: int) -> None:
+    def __init__(
+        self, model: PretrainingModel, statistics: PixelStatistics, seed: int, epochs: int
+    ) -> None:
         super().__init__()
-        self.autoencoder = autoencoder
-        self.normalize = PixelNormalizer(statistics)
+        self.autoencoder = model
+        self.objective = Objective(model, statistics)
         self.seed = seed
+        self.epochs = epochs
 
     def forward(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        outcome = self.autoencoder(self.normalize(batch.images), batch.ids, self.seed, epoch)
-        return masked_loss(outcome), {}
+        ratio = self.autoencoder.params.mask.ratio_at(epoch, self.epochs)
+        return self.objective(self.autoencoder, batch, self.seed, epoch, ratio), {}
 
 
 @dataclass(frozen=True)
 class Pretrained:
     """A finished run: the model in eval mode, where it was made, and how it went."""
 
-    autoencoder: Autoencoder
+    autoencoder: PretrainingModel
     statistics: PixelStatistics
     folder: Path
     precision: str
@@ -57,7 +62,7 @@ def run_identity(params: Params, precision: str, data_fingerprint: str) -> str:
     content = {
         "trajectory": TRAJECTORY,
         "seed": params.seed,
-        "model": params.model.model_dump(mode="json"),
+        "model": resolve_method(params.model).model_dump(mode="json"),
         "pretrain": {**params.pretrain.model_dump(mode="json"), "precision": precision},
         "data": data_fingerprint,
     }
@@ -70,13 +75,17 @@ def pretrain(params: Params, shards: Path, runs: Path, place: Place) -> Pretrain
     Raises Interrupted when a signal asked to stop (state saved), DivergedError when the loss
     is no longer a number.
     """
+    params = params.model_copy(update={"model": resolve_method(params.model)})
     reader = ShardReader(shards, "train")
     precision = resolve_precision(params.pretrain.precision, place.device)
     identity = run_identity(params, precision, reader.info.fingerprint)
     folder = runs / identity
     loader = _train_loader(params, reader, place)
     statistics = reader.info.statistics
-    autoencoder = build_autoencoder(params.model, reader.info.channels, params.seed)
+    fitted = fitted_target(params, reader, folder, place)
+    autoencoder = build_model(
+        params.model, reader.info.channels, len(reader.info.classes), params.seed, fitted
+    )
     if place.leads:
         weights = sum(p.numel() for p in autoencoder.parameters()) / 1e6
         LOG.info("pretrain: %s", params.pretrain.describe(loader.images))
@@ -84,7 +93,7 @@ def pretrain(params: Params, shards: Path, runs: Path, place: Place) -> Pretrain
         LOG.info("pretrain: run %s", folder)
         write_json(folder / "params.json", params.model_dump(mode="json", by_alias=True))
     trainer = Trainer(
-        PretrainTask(autoencoder, statistics, params.seed),
+        PretrainTask(autoencoder, statistics, params.seed, params.pretrain.epochs),
         loader,
         params.pretrain,
         seed=params.seed,
@@ -126,6 +135,7 @@ def _train_loader(params: Params, reader: ShardReader, place: Place) -> TrainLoa
         cache_mb=params.runtime.cache_mb,
         rank=place.rank,
         world_size=place.world_size,
+        shuffle_window=params.pretrain.shuffle_window,
     )
 
 
@@ -148,16 +158,14 @@ def held_out(params: Params, shards: Path, batch: int, at_most: int | None = Non
 @torch.no_grad()
 def masked_loss_over(
     batches: Iterable[Batch],
-    autoencoder: Autoencoder,
+    autoencoder: PretrainingModel,
     statistics: PixelStatistics,
     device: torch.device,
 ) -> float:
-    """Return the mean loss over hidden patches, under masks that are the same at every call."""
-    normalize = PixelNormalizer(statistics).to(device)
+    """Return the mean loss over the batches, under masks that are the same at every call."""
+    objective = Objective(autoencoder, statistics).to(device)
     total, images = 0.0, 0
     for batch in batches:
-        batch = batch.to(device)
-        outcome = autoencoder(normalize(batch.images), batch.ids, seed=0, epoch=0)
-        total += float(masked_loss(outcome)) * len(batch)
+        total += float(objective(autoencoder, batch.to(device), seed=0, epoch=0)) * len(batch)
         images += len(batch)
     return total / images

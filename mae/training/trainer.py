@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mae.data.loading.batch import prefetch
 from mae.errors import DivergedError, Interrupted, ParamsError
 from mae.hashing import stream
 from mae.params import OptimParams, RuntimeParams
@@ -36,7 +37,9 @@ class Loader(Protocol):
     """A source of batches addressed by step: the same step always gives the same batch."""
 
     images: int
-    wait_seconds: float
+
+    @property
+    def wait_seconds(self) -> float: ...
 
     def epoch_of(self, step: int) -> int: ...
 
@@ -101,7 +104,7 @@ class Trainer:
         start = self._restore()
         total = self.schedule.total
         journal = Journal(self.folder if self.place.leads else None, self.title, start, total)
-        batches = self.loader.batches(start, total)
+        batches = prefetch(self.loader.batches(start, total), self.place.device)
         self._interval_started = self._last_saved = time.monotonic()
         try:
             with Interrupts() if self.folder else nullcontext() as interrupts:
@@ -112,9 +115,7 @@ class Trainer:
                         self._log(done, journal)
                     self._checkpoint_if_due(done, journal, interrupts)
         finally:
-            close = getattr(batches, "close", None)
-            if close is not None:
-                close()
+            batches.close()
             journal.close()
             # What exchanges gradients must go before the process group does: were it to hold the
             # last reference, gloo's threads would be joined under the interpreter's lock that
@@ -128,7 +129,6 @@ class Trainer:
         # Dropout-like layers draw from torch's generator: make that a function of the step too.
         torch.manual_seed(stream(self.seed, f"{self.title}:{self.place.rank}", step) >> 1)
         epoch = self.loader.epoch_of(step)
-        batch = batch.to(self.place.device)
         parts = batch.split(self.accumulate) if self.accumulate > 1 else [batch]
         for index, part in enumerate(parts):
             with self._gradients_stay_local(index + 1 < len(parts)):

@@ -19,7 +19,7 @@ def main(params: Params, arguments: list[str]) -> None:
     if launch_if_wanted(params.runtime.launch, "pipelines.stages.pretrain", arguments):
         return
     from mae.data.dataset import read_dataset_info
-    from mae.data.expectations import Verdict
+    from mae.data.validation.expectations import Verdict
     from mae.training.devices import joined
     from mae.training.pretraining import pretrain
 
@@ -34,6 +34,7 @@ def _write(params: Params, done: "Pretrained") -> None:
     from mae.data.dataset import read_dataset_info
     from mae.files import write_json
     from mae.model.artifact import save_artifact
+    from mae.model.methods import Supervised
     from mae.provenance import commit, resolved
     from mae.report.reconstruction import draw_reconstructions
     from mae.training.journal import write_loss_curve
@@ -51,10 +52,10 @@ def _write(params: Params, done: "Pretrained") -> None:
     }
     save_artifact(ARTIFACT, done.autoencoder, done.statistics, training)
     write_loss_curve(done.folder, PLOTS / "loss.csv")
-    sample = next(iter(held_out(params, SHARDS, batch=8, at_most=8)))
-    draw_reconstructions(
-        done.autoencoder, done.statistics, sample.images, sample.ids, PLOTS / "reconstruction.png"
-    )
+    if not isinstance(done.autoencoder, Supervised):
+        sample = next(iter(held_out(params, SHARDS, batch=8, at_most=8)))
+        picture = PLOTS / "reconstruction.png"
+        draw_reconstructions(done.autoencoder, done.statistics, sample.images, sample.ids, picture)
     write_json(METRICS, done.summary)
 
 

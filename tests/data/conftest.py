@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from mae.data.sharding import shard_dataset
+from mae.data.sharding.run import shard_dataset
 from tests.data import zoo
 
 

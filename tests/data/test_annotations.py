@@ -3,7 +3,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mae.data.annotations import draw_mask, keep_sound
-from mae.data.decode import ImageFault
+from mae.data.reasons import ImageFault
 
 
 def mark(**changes: object) -> dict:

@@ -1,9 +1,10 @@
 import threading
 import time
+from collections.abc import Generator
 
 import pytest
 
-from mae.data.parallel import ordered_map
+from mae.data.loading.parallel import WaitClock, ordered_map
 
 
 def test_results_come_in_order_whatever_the_timing() -> None:
@@ -41,3 +42,29 @@ def test_closing_stops_the_threads() -> None:
     assert threading.active_count() > before
     results.close()
     assert threading.active_count() == before
+
+
+def test_the_clock_counts_waiting_alone_and_closes_what_it_watches() -> None:
+    closed = []
+
+    def slow() -> Generator[int, None, None]:
+        try:
+            for number in range(3):
+                time.sleep(0.01)
+                yield number
+        finally:
+            closed.append(True)
+
+    clock = WaitClock()
+    items = clock.over(slow())
+    assert next(items) == 0
+    first = clock.seconds
+    assert first >= 0.01
+    time.sleep(0.05)  # the consumer's own work
+    assert clock.seconds == first
+    assert list(items) == [1, 2]
+    assert clock.seconds >= 0.03
+    early = clock.over(slow())
+    next(early)
+    early.close()
+    assert closed == [True, True]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from mae.data.resample import resample_batch, resample_one
+from mae.data.loading.resample import resample_batch, resample_one
 from tests.data import zoo
 
 SHAPES = [((40, 30), (24, 36)), ((32, 32), (32, 32)), ((100, 80), (16, 16)), ((9, 9), (31, 17))]
@@ -91,3 +91,26 @@ def test_a_flat_image_stays_flat(dtype: type) -> None:
     crops = np.array([[0, 0, 33, 47], [3, 5, 20, 9], [10, 10, 11, 30]])
     found = resample_batch(images, crops, np.zeros(3, bool), 28, 19)
     assert (found == full).all()
+
+
+@pytest.mark.parametrize(("before", "after"), SHAPES)
+@pytest.mark.parametrize(("dtype", "channels"), [(np.uint16, 1), (np.uint16, 13), (np.uint8, 6)])
+def test_one_of_many_bits_or_bands_is_rounded_once(
+    dtype: type, channels: int, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, np.iinfo(dtype).max + 1, (*before, channels)).astype(dtype)
+    for crop in some_crops(*before):
+        found = resample_one(pixels, tuple(crop), *after)
+        assert found.dtype == dtype
+        assert np.abs(found - reference(pixels, crop, *after)).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6])
+def test_a_flip_mirrors_what_is_seen(channels: int) -> None:
+    pixels = zoo.pattern(50, 40, channels)
+    pixels.setflags(write=False)
+    for crop in ((0, 0, 50, 40), (3, 5, 30, 20)):
+        plain = resample_one(pixels, crop, 30, 20)
+        flipped = resample_one(pixels, crop, 30, 20, flip=True)
+        assert np.array_equal(flipped, plain[..., ::-1])

@@ -1,5 +1,6 @@
 """Boxes and masks follow their image through resizing, padding and flips."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 
 from mae.data.annotations import draw_mask
 from mae.data.digits import SCENE_HEIGHT, SCENE_WIDTH
+from mae.data.loading.batch import prefetch
+from mae.data.loading.resample import resample_one
+from mae.data.loading.scenes import SceneBatch, SceneLoader, fitting_shape
 from mae.data.reader import ShardReader
-from mae.data.scenes import SceneBatch, SceneLoader, fitting_shape
-from mae.data.sharding import shard_dataset
+from mae.data.sharding.run import shard_dataset
 from tests.data.zoo import MakeParams
 
 
@@ -173,3 +176,42 @@ def test_real_scenes_with_crowds_and_polygons(
             assert (boxes[:, 2:] > boxes[:, :2]).all()
             assert target["masks"].shape == (len(boxes), 160, 160)
     assert crowds == 6
+
+
+def test_waiting_is_counted_and_closing_leaves_no_thread(scenes: Path) -> None:
+    before = threading.active_count()
+    loader = scene_loader(scenes)
+    batches = loader.batches(0, 10**6)
+    next(batches)
+    assert loader.wait_seconds > 0
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_a_large_photo_shrinks_to_the_same_scene(
+    tmp_path: Path, make_params: MakeParams, real_data: Path
+) -> None:
+    """The real scenes are JPEGs several times as large as what is asked for here."""
+    params = make_params(scenes=real_data / "coco-small", channels=3)
+    shard_dataset("scenes", params, 0, tmp_path / "coco")
+    reader = ShardReader(tmp_path / "coco", "test")
+    frame = {"height": 96, "width": 112, "train": False}
+    reduced = 0
+    position = 0
+    for batch in scene_loader(tmp_path / "coco", "test", **frame):
+        for image, (height, width) in zip(batch.images, batch.shapes.tolist(), strict=True):
+            pixels = reader.pixels(position)
+            expected = resample_one(pixels, (0, 0, *pixels.shape[:2]), height, width)
+            error = ((image[:, :height, :width].double() - torch.tensor(expected)) ** 2).mean()
+            reduced += bool(error)
+            assert 10 * torch.log10(255**2 / error) > 35
+            position += 1
+    assert position == len(reader)
+    assert reduced > 0
+
+
+def test_a_scene_batch_moves_as_one(scenes: Path) -> None:
+    loader = scene_loader(scenes)
+    expected = list(loader.batches(0, 3))
+    assert same(list(prefetch(loader.batches(0, 3), "cpu")), expected)
+    assert len(expected[0].tensors()) == 5 + 4 * len(expected[0])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mae.data.digits import DRAWINGS, digit_images
-from mae.data.sharding import shard_dataset
+from mae.data.sharding.run import shard_dataset
 from mae.model.artifact import save_artifact
 from mae.model.autoencoder import build_autoencoder
 from mae.params import Params, parse_params, read_params
@@ -66,7 +66,7 @@ def digit_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         split = ("train", "train", "train", "val", "test")[index // DRAWINGS // 10 % 5]
         path = root / "images" / split / str(record.label) / Path(record.id).name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(record.image)
+        path.write_bytes(record.image.read())
     return _shard(root / "images", root / "shards" / "images")
 
 

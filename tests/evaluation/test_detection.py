@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mae.data.loading.scenes import SceneLoader
 from mae.data.reader import ShardReader
-from mae.data.scenes import SceneLoader
-from mae.data.sharding import shard_dataset
+from mae.data.sharding.run import shard_dataset
 from mae.errors import DataError
 from mae.evaluation.coco import average_precision
 from mae.evaluation.detection import (

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from mae.data.batch import Batch
+from mae.data.loading.batch import Batch
 from mae.errors import DataError
 from mae.evaluation import finetune
 from mae.evaluation.finetune import FinetuneTask

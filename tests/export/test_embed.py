@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mae.data.loader import EvalLoader
+from mae.data.loading.loader import EvalLoader
 from mae.data.reader import ShardReader
 from mae.errors import DataError, ParamsError
 from mae.export.embed import embed_folder

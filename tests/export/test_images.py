@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mae.data.loader import EvalLoader
+from mae.data.loading.loader import EvalLoader
 from mae.data.reader import ShardReader
 from mae.data.records import Rejected
-from mae.data.sharding import shard_dataset
+from mae.data.sharding.run import shard_dataset
 from mae.export.images import InputImage, View, input_images
 from tests.small_project import small_params
 

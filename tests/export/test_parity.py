@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from mae.data.loader import EvalLoader
+from mae.data.loading.loader import EvalLoader
 from mae.data.reader import ShardReader
 from mae.errors import DataError, MaestroError
 from mae.export.description import EncoderDescription

@@ -2,9 +2,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.models.vision_transformer import VisionTransformer
 
+from mae.model import blocks
 from mae.model.artifact import random_encoder
+from mae.model.blocks import run_blocks
 from mae.model.encoder import Architecture, Encoder
 
 
@@ -49,34 +50,121 @@ def test_hidden_pixels_change_nothing() -> None:
     assert torch.equal(before.cls, encoder(images, keep).cls)
 
 
-def test_outputs_equal_timms_transformer_with_the_same_weights() -> None:
-    a = architecture(height=16, width=16, patch=(4, 4))
-    ours = random_encoder(a, 1)
-    theirs = VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, num_classes=0
-    ).eval()
-    weights = {
-        name.replace("patch_embed.", "patch_embed.proj."): tensor
-        for name, tensor in ours.state_dict().items()
-    }
-    weights["patch_embed.proj.weight"] = weights["patch_embed.proj.weight"].reshape(32, 3, 4, 4)
-    cls_position = torch.zeros(1, 1, 32)
-    weights["pos_embed"] = torch.cat([cls_position, ours.positions[None]], dim=1)
-    theirs.load_state_dict(weights)
-    images = noise(2, 3, 16, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            ours.encode(images), theirs.forward_features(images), rtol=1e-5, atol=1e-5
-        )
-
-
 def test_plain_and_fused_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = random_encoder(architecture(), 0)
     images = noise(2, 3, 16, 24)
-    plain = encoder(images)
-    monkeypatch.setattr("mae.model.blocks._PLAIN_ATTENTION_TOKENS", 0)
-    fused = encoder(images)
-    torch.testing.assert_close(plain.cls, fused.cls, rtol=1e-5, atol=1e-5)
+    results = []
+    for fused in (True, False):
+        monkeypatch.setattr(blocks, "_fused_is_faster", lambda tokens, fused=fused: fused)
+        results.append(encoder(images).cls)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_last_tokens_alone_are_those_of_all(
+    monkeypatch: pytest.MonkeyPatch, fused: bool, masked: bool
+) -> None:
+    monkeypatch.setattr(blocks, "_fused_is_faster", lambda tokens: fused)
+    stack = random_encoder(architecture(), 0).blocks
+    tokens = noise(2, 7, 32)
+    keys = noise(2, 7) > -0.5 if masked else None
+    whole = run_blocks(stack, tokens, keys)
+    for last in (0, 1, 5, 7):
+        part = run_blocks(stack, tokens, keys, last=last)
+        torch.testing.assert_close(part, whole[:, 7 - last :], rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_that_may_not_be_looked_at_change_nothing() -> None:
+    encoder = random_encoder(architecture(), 0)
+    tokens, keys = noise(1, 5, 32), torch.tensor([[True, True, False, True, False]])
+    before = encoder.transform(tokens, keys)
+    tokens[:, [2, 4]] = 7.0
+    after = encoder.transform(tokens, keys)
+    seen = [0, 1, 2, 4]  # the class token comes first
+    assert torch.equal(before[:, seen], after[:, seen])
+    alone = encoder.transform(tokens[:, [0, 1, 3]])
+    torch.testing.assert_close(after[:, seen], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_checkpointing_changes_memory_and_not_gradients() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        encoder = random_encoder(architecture(), 0).train()
+        encoder.set_drop_path(0.5)
+        encoder.checkpointing = checkpointing
+        torch.manual_seed(3)
+        encoder(noise(4, 3, 16, 24)).mean.square().sum().backward()
+        gradients.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 0
+    for a, b in zip(*gradients, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_checkpointing_keeps_less_for_the_way_back() -> None:
+    kept = []
+    for checkpointing in (False, True):
+        encoder = random_encoder(architecture(), 0).train()
+        encoder.checkpointing = checkpointing
+        saved: list[int] = []
+
+        def pack(tensor: torch.Tensor, saved: list[int] = saved) -> torch.Tensor:
+            saved.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            encoder(noise(4, 3, 16, 24)).mean.sum()
+        kept.append(sum(saved))
+    assert kept[1] < kept[0] / 3
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 9), st.integers(1, 17))
+def test_padding_is_zeros_below_and_to_the_right(height: int, width: int) -> None:
+    a = architecture(height=height, width=width, pad=True)
+    assert a.grid == (-(-height // 4), -(-width // 8))
+    encoder = random_encoder(a, 0)
+    images = noise(1, 3, height, width)
+    by_hand = torch.zeros(1, 3, a.grid[0] * 4, a.grid[1] * 8)
+    by_hand[..., :height, :width] = images
+    padded, whole = encoder(images), encoder(by_hand)
+    assert padded.patches.shape == (1, 32, *a.grid)
+    assert torch.equal(padded.patches, whole.patches)
+
+
+def test_without_padding_such_images_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"15 x 24 .* patches of 4 x 8: .* or set model.pad"):
+        random_encoder(architecture(), 0)(noise(1, 3, 15, 24))
+
+
+def test_learned_positions_follow_the_grid() -> None:
+    encoder = random_encoder(architecture(positions="learned"), 0)
+    assert "positions" in encoder.state_dict()
+    assert "positions" not in random_encoder(architecture(), 0).state_dict()
+    assert encoder.positions.detach().std() == pytest.approx(0.02, rel=0.2)
+    assert encoder(noise(1, 3, 32, 40)).patches.shape == (1, 32, 8, 5)
+    # The bright half stays in its place: a column of the table, twice as fine, not a line.
+    with torch.no_grad():
+        encoder.positions.zero_()[1::3] = 1.0  # the middle of three columns
+    finer = encoder.positions_for((8, 9))[0].unflatten(0, (8, 9))
+    assert (finer[:, 4] > 0.9).all() and (finer[:, 0].abs() < 0.2).all()
+
+
+def test_a_norm_after_pooling() -> None:
+    plain, pooled = (random_encoder(architecture(pooled_norm=p), 0) for p in (False, True))
+    images = noise(2, 3, 16, 24)
+    tokens = pooled.encode(images)
+    torch.testing.assert_close(plain.encode(images), pooled.norm(tokens))
+    torch.testing.assert_close(pooled(images).mean, pooled.norm(tokens[:, 1:].mean(dim=1)))
+
+
+def test_layers_hold_every_parameter_but_the_last_norm_once() -> None:
+    encoder = random_encoder(architecture(positions="learned"), 0)
+    layers = encoder.layers()
+    assert len(layers) == 3
+    listed = [id(p) for layer in layers for p in layer]
+    norm = [id(p) for p in encoder.norm.parameters()]
+    assert sorted(listed + norm) == sorted(id(p) for p in encoder.parameters())
 
 
 def test_initial_weights_are_a_function_of_the_seed() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae.data.sharding import shard_dataset
+from mae.data.sharding.run import shard_dataset
 from mae.errors import ParamsError
 from mae.model.artifact import save_artifact
 from mae.model.autoencoder import build_autoencoder

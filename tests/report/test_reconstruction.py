@@ -1,6 +1,7 @@
-"""The panel shows the image, what was hidden, and says what the reconstruction was given."""
+"""The panel shows the image, what was hidden, where it errs, and what it was given, in words."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from mae.model.autoencoder import build_autoencoder
 from mae.pixels import PixelStatistics
 from mae.report.pictures import displayed
-from mae.report.reconstruction import describe, draw_reconstructions
+from mae.report.reconstruction import describe, draw_reconstructions, heat
 from tests.small_project import small_params
 
 
@@ -41,7 +42,7 @@ def panel(
 def test_any_channels_and_depth(tmp_path: Path, channels: int, bit_depth: int, count: int) -> None:
     picture = panel(tmp_path, channels, bit_depth, count)
     blocks = 2 if count > 4 else 1
-    assert picture.width > blocks * 3 * 112 * 24 // 16
+    assert picture.width > blocks * 4 * 112 * 24 // 16
 
 
 def test_masked_column_hides_the_share_it_says(tmp_path: Path) -> None:
@@ -55,15 +56,62 @@ def test_masked_column_hides_the_share_it_says(tmp_path: Path) -> None:
     assert (cell == original).mean() == pytest.approx(0.25, abs=0.01)
 
 
-def test_caption_says_whether_true_statistics_were_used(tmp_path: Path) -> None:
-    normalised = small_params(tmp_path, target="normalized_pixels").model
-    plain = small_params(tmp_path, target="pixels").model
-    with_truth = describe(build_autoencoder(normalised, 1, 0), 1)
-    without = describe(build_autoencoder(plain, 6, 0), 6)
-    assert "18 of 24 patches hidden (75%)" in with_truth
-    assert "taken from the true patch" in with_truth
-    assert "nothing was taken" in without
-    assert "Of 6 channels the first 3 are shown" in without
+def test_error_column_is_black_where_nothing_was_hidden(tmp_path: Path) -> None:
+    picture = np.asarray(panel(tmp_path, 1, count=1).convert("RGB")).astype(int)
+    top, second, fourth = 20 + 2, 6 + 168 + 6, 6 + 3 * (168 + 6)
+    masked = picture[top : top + 112, second : second + 168, 0]
+    errors = picture[top : top + 112, fourth : fourth + 168].sum(axis=2)
+    patches = masked.reshape(4, 28, 6, 28).transpose(0, 2, 1, 3).reshape(24, -1)
+    by_patch = errors.reshape(4, 28, 6, 28).transpose(0, 2, 1, 3).reshape(24, -1)
+    hidden = np.array([len(set(patch.tolist())) == 1 for patch in patches])
+    assert (by_patch[~hidden] == 0).all()
+    assert (by_patch[hidden].max(axis=1) > 0).all()
+
+
+def test_heat_grows_lighter_with_the_error() -> None:
+    colours = heat(np.linspace(0, 1.2, 61)[None])[0].astype(int)
+    assert colours[0].tolist() == [0, 0, 0]
+    assert colours[50].tolist() == colours[60].tolist() == [252, 255, 230]
+    lightness = colours[:51] @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness) > 0).all()
+
+
+def test_labels_stand_above_the_rows(tmp_path: Path) -> None:
+    params = small_params(tmp_path).model
+    autoencoder = build_autoencoder(params, 1, 0)
+    images = torch.zeros(2, 1, 16, 24, dtype=torch.uint8)
+    statistics = PixelStatistics((0.5,), (0.25,))
+
+    def height(labels: list[str] | None) -> int:
+        path = tmp_path / "panel.png"
+        draw_reconstructions(autoencoder, statistics, images, torch.arange(2), path, labels)
+        return Image.open(path).height
+
+    assert height(["one", "two" * 200]) == height(None) + 2 * 20
+
+
+CAPTIONS = [
+    ("normalized_pixels", "true patch statistics were used"),
+    ("pixels", "predicts pixels; nothing was taken"),
+    ({"kind": "pca", "components": 5}, "the first 5 principal components of each patch; nothing"),
+    ({"kind": "tokens", "codes": 9}, "which of 9 typical patches comes nearest"),
+]
+
+
+@pytest.mark.parametrize(("target", "words"), CAPTIONS)
+def test_caption_says_whether_true_statistics_were_used(
+    target: Any, words: str, tmp_path: Path
+) -> None:
+    autoencoder = build_autoencoder(small_params(tmp_path, target=target).model, 6, 0)
+    mask = torch.zeros(1, 1, 4, 6, dtype=torch.bool)
+    mask[..., :3, :] = True
+    mask = mask.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    said = describe(autoencoder, mask)
+    assert words in said
+    assert ("true patch statistics" in said) == (target == "normalized_pixels")
+    assert "18 of 24 patches hidden (75%)" in said
+    assert "Of 6 channels the first 3 are shown" in said
+    assert "Nothing was hidden" in describe(autoencoder, torch.zeros_like(mask))
 
 
 def test_displayed_pixels() -> None:

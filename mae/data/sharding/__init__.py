@@ -1,0 +1,1 @@
+"""A source -> a dataset of LMDB shards."""
