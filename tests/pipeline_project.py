@@ -22,7 +22,8 @@ from tests.pipelines.project import ROOT, Project
 PATIENCE_SECONDS = 1500  # for a machine with much else to do
 
 TINY: dict[str, Any] = {
-    "data.splits": {"val": 0.15, "test": 0.25},
+    "data.splits.val": 0.15,
+    "data.splits.test": 0.25,
     "model.dim": 32,
     "model.depth": 1,
     "model.heads": 2,

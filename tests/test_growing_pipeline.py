@@ -38,7 +38,8 @@ def shards_of(project: PipelineProject) -> dict[str, bytes]:
 
 def test_only_what_is_new_is_pushed(place: Path) -> None:
     storage = place / "storage"
-    zoo.write_images(place / "images" / "old", 200)
+    for name in ("left", "right"):
+        zoo.write_images(place / "images" / name, 100)
     project = PipelineProject.create(
         place / "project",
         **{
@@ -52,7 +53,7 @@ def test_only_what_is_new_is_pushed(place: Path) -> None:
     assert set(first.values()) <= pushed(project, storage)
     project.commit("Data")
 
-    zoo.write_images(place / "images" / "new", 30)
+    zoo.write_images(place / "images" / "new", 30, height=40)
     project.dvc(*SHARD)
     second = shards_of(project)
     assert first.items() < second.items()

@@ -94,7 +94,7 @@ def test_every_input_is_accepted_or_quarantined_for_its_reason(
     rows = read_manifest(folder).to_pylist()
     found = {row["key"]: None if row["accepted"] else row["reason"] for row in rows}
     assert {key.removeprefix("images/"): why for key, why in found.items()} == expected[dataset]
-    assert info.seen == len(expected[dataset]) == info.accepted + info.quarantined
+    assert info.seen == len(expected[dataset]) == info.accepted + info.quarantined + info.set_aside
     assert info.accepted == sum(info.splits.values())
 
 
@@ -312,7 +312,7 @@ def test_bad_data_stops_before_pretraining(prepared: PipelineProject) -> None:
     assert "failed to reproduce 'validate'" in ended.said
     assert "exited with 3" in ended.said
     (sentence,) = re.findall(r"^\d\d:\d\d:\d\d ERROR +(.+)$", ended.said, re.MULTILINE)
-    assert "the number of accepted images is 312 (at least 100000)" in sentence
+    assert "the number of accepted images is 329 (at least 100000)" in sentence
     assert "Traceback" not in ended.said
     assert not (project.root / "artifacts/pretrain").exists()
     assert not (project.root / "runs").exists()
