@@ -209,11 +209,12 @@ class AugmentParams(Section):
 
 class PretrainParams(OptimParams):
     """shuffle_window: how many shards are mixed at a time, for disks slow at random reads; 0 mixes
-    all images."""
+    all images. jpeg_decoder: `cuda` decodes, crops and resizes JPEGs on the GPU."""
 
     betas: Range
     accumulate: Positive
     shuffle_window: Count
+    jpeg_decoder: Literal["cpu", "cuda"]
     augment: AugmentParams
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from torch import Tensor
 from mae.data.loading.batch import Batch
 from mae.data.loading.loader import EvalLoader, TrainLoader
 from mae.data.reader import ShardReader
+from mae.errors import ParamsError
 from mae.files import fingerprint, write_json
 from mae.model.methods import PretrainingModel, build_model, resolve_method
 from mae.params import Params
@@ -136,7 +137,16 @@ def _train_loader(params: Params, reader: ShardReader, place: Place) -> TrainLoa
         rank=place.rank,
         world_size=place.world_size,
         shuffle_window=params.pretrain.shuffle_window,
+        jpeg_device=_jpeg_device(params, place),
     )
+
+
+def _jpeg_device(params: Params, place: Place) -> torch.device | None:
+    if params.pretrain.jpeg_decoder == "cpu":
+        return None
+    if place.device.type != "cuda":
+        raise ParamsError("pretrain.jpeg_decoder is cuda and the run is on the CPU: set it to cpu")
+    return place.device
 
 
 def held_out(params: Params, shards: Path, batch: int, at_most: int | None = None) -> EvalLoader:

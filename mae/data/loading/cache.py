@@ -67,7 +67,7 @@ class PixelCache:
         if found is not None:
             return found.pixels
         content = self._reader.view(index)
-        return self._whole(index, content, self._frame(index, content))
+        return self._whole(index, content, self.frame(index, content))
 
     def stack(self, indices: Tensor) -> NDArray:
         """Return images of one shape together: (N, C, H, W)."""
@@ -84,7 +84,7 @@ class PixelCache:
         if found is not None and (shrink == 1 or not found.reducible):
             return found.pixels, crop
         content = self._reader.view(index)
-        frame = self._frame(index, content)
+        frame = self.frame(index, content)
         if frame is None or (shrink == 1 and self._has_room(index)):
             return self._whole(index, content, frame), crop
         top, left, crop_height, crop_width = crop
@@ -94,7 +94,7 @@ class PixelCache:
         where = top // shrink, left // shrink, crop_height // shrink, crop_width // shrink
         return pixels, where
 
-    def _frame(self, index: int, content: Bytes) -> JpegFrame | None:
+    def frame(self, index: int, content: Bytes) -> JpegFrame | None:
         """Return the frame of a JPEG that can be decoded in part to the pixels wanted."""
         frame = read_frame(content) if self._partial else None
         if frame is None or frame.components > self._channels:

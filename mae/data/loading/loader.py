@@ -136,7 +136,8 @@ class _Feed:
 class TrainLoader:
     """Endless random-resized-crop batches for learning, addressed by global step.
 
-    images: number learned from. shuffle_window: see StepOrder.
+    images: number learned from. shuffle_window: see StepOrder. jpeg_device: a GPU that decodes
+    JPEGs, or None for the threads.
     """
 
     def __init__(
@@ -155,8 +156,10 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         shuffle_window: int = 0,
+        jpeg_device: torch.device | None = None,
     ) -> None:
         self._reader = reader
+        self._jpeg_device = jpeg_device
         self._height, self._width = height, width
         self._seed, self._purpose, self._augment = seed, purpose, augment
         self._positions = torch.arange(len(reader)) if positions is None else positions
@@ -206,11 +209,39 @@ class TrainLoader:
             small = self._cache.stack(indices)
             task.target[:] = resample_batch(small, crops, flips, self._height, self._width)
             return
+        left = list(range(len(indices)))
+        if self._jpeg_device is not None:
+            left = self._fill_on_device(task, crops, flips, self._jpeg_device)
         crops = aligned(crops, self._height, self._width)
-        rows = zip(indices.tolist(), crops.tolist(), flips.tolist(), task.target, strict=True)
-        for index, crop, flip, row in rows:
+        for at in left:
+            index, crop, flip, row = (
+                int(indices[at]),
+                crops[at].tolist(),
+                flips[at],
+                task.target[at],
+            )
             pixels, where = self._cache.part(index, tuple(crop), self._height, self._width)
             row[:] = resample_one(pixels, where, self._height, self._width, flip)
+
+    def _fill_on_device(
+        self, task: _Task, crops: NDArray, flips: NDArray, device: torch.device
+    ) -> list[int]:
+        """Fill in the rows of JPEGs and return the others."""
+        contents = {at: self._reader.view(int(index)) for at, index in enumerate(task.indices)}
+        frames = {
+            at: self._cache.frame(int(task.indices[at]), content)
+            for at, content in contents.items()
+        }
+        rows = [at for at, frame in frames.items() if frame is not None]
+        if rows:
+            from mae.data.loading.device_jpeg import jpeg_views
+
+            shape = task.target.shape[1], task.target.shape[2], task.target.shape[3]
+            encoded = [contents[at] for at in rows]
+            views = jpeg_views(encoded, crops[rows], flips[rows], shape, device)
+            for at, view in zip(rows, views, strict=True):
+                task.target[at] = view
+        return [at for at, frame in frames.items() if frame is None]
 
 
 class EvalLoader:
