@@ -78,3 +78,17 @@ def _box_mask(box: list[float], height: int, width: int) -> NDArray[np.uint8]:
     mask = np.zeros((height, width), dtype=np.uint8)
     mask[max(0, round(y)) : max(0, round(y + h)), max(0, round(x)) : max(0, round(x + w))] = 1
     return mask
+
+
+def annotation_of(category: str, mask: NDArray[np.bool_]) -> Annotation:
+    """Return the annotation of a mask (H, W): run lengths, the box around them, the area."""
+    from pycocotools import mask as coco_mask
+
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {
+        "category": category,
+        "bbox": [float(value) for value in coco_mask.toBbox(encoded)],
+        "segmentation": {"size": list(encoded["size"]), "counts": encoded["counts"].decode()},
+        "area": float(mask.sum()),
+        "iscrowd": 0,
+    }

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mae.data.annotations import annotation_of
 from mae.data.records import Inline, Record
 from mae.hashing import text_id, uniform
 
@@ -139,7 +140,8 @@ def _compose(seed: int, group: int, name: str) -> tuple[np.ndarray, list[dict[st
         mask[row : row + ink.shape[0], column : column + ink.shape[1]] = ink > _VISIBLE
         placed = [(other, covered & ~mask) for other, covered in placed]
         placed.append((index, mask))
-    return canvas, [_annotation(index, mask) for index, mask in placed if mask.any()]
+    names = _source()[1]
+    return canvas, [annotation_of(str(names[index]), mask) for index, mask in placed if mask.any()]
 
 
 def _free_spot(
@@ -157,16 +159,3 @@ def _free_spot(
         if not any(overlaps):
             return row, column
     return None
-
-
-def _annotation(index: int, mask: np.ndarray) -> dict[str, Any]:
-    from pycocotools import mask as coco_mask
-
-    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {
-        "category": str(_source()[1][index]),
-        "bbox": [float(value) for value in coco_mask.toBbox(encoded)],
-        "segmentation": {"size": list(encoded["size"]), "counts": encoded["counts"].decode()},
-        "area": float(mask.sum()),
-        "iscrowd": 0,
-    }

@@ -7,28 +7,7 @@ from hypothesis import strategies as st
 
 from mae.model.autoencoder import build_autoencoder, masked_loss
 from mae.model.patches import gather_patches, patchify
-from mae.params import DecoderParams, MaskParams, ModelParams
-
-
-def model_params(**changes: Any) -> ModelParams:
-    values: dict[str, Any] = {
-        "height": 16,
-        "width": 24,
-        "resize": 1.0,
-        "patch": 4,
-        "dim": 32,
-        "depth": 2,
-        "heads": 4,
-        "mlp_ratio": 2.0,
-        "decoder": DecoderParams(width=16, depth=1, heads=2),
-        "mask": MaskParams(kind="random", ratio=0.75),
-        "target": "normalized_pixels",
-    }
-    return ModelParams(**(values | changes))
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+from tests.model.samples import model_params, noise
 
 
 @settings(deadline=None, max_examples=12)

@@ -13,13 +13,10 @@ from mae.model.convolutional import (
 )
 from mae.model.losses import build_loss
 from mae.params import LossParams, ModelParams, TargetParams
+from tests.model.samples import noise
 from tests.model.test_methods import model_params
 
 PIXELS = TargetParams(kind="pixels")
-
-
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def params(**changes: object) -> ModelParams:

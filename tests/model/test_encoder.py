@@ -7,6 +7,7 @@ from mae.model import blocks
 from mae.model.artifact import random_encoder
 from mae.model.blocks import run_blocks
 from mae.model.encoder import Architecture, Encoder
+from tests.model.samples import noise
 
 
 def architecture(**changes: object) -> Architecture:
@@ -21,10 +22,6 @@ def architecture(**changes: object) -> Architecture:
         "mlp_ratio": 4.0,
     }
     return Architecture(**(values | changes))  # type: ignore[arg-type]
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 @settings(deadline=None, max_examples=20)

@@ -10,10 +10,7 @@ from torch import Tensor
 from mae.errors import DataError, ParamsError
 from mae.model import fitting
 from mae.model.fitting import draw_sample, fit_codebook, fit_pca, k_means
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.model.samples import noise
 
 
 def clusters(n: int, centres: int, values: int) -> Tensor:

@@ -6,19 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from mae.errors import ParamsError
 from mae.model.losses import Loss, build_loss, frequency_weights, patch_weights, weighted_mean
 from mae.params import LossParams, TargetParams
+from tests.model.samples import noise
 
 PIXEL_KINDS = ["mse", "l1", "charbonnier", "frequency"]
 CHANNELS, PATCH = 2, (4, 6)
 VALUES = CHANNELS * PATCH[0] * PATCH[1]
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def make_loss(kind: str, target: str = "pixels", **choices: Any) -> Loss:

@@ -1,12 +1,10 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from mae.errors import DataError
 from mae.model.autoencoder import Autoencoder, masked_loss
@@ -23,29 +21,9 @@ from mae.model.methods import (
 from mae.model.noise import add_noise
 from mae.model.patches import patchify
 from mae.params import ModelParams
+from tests.model.samples import model_params, noise
 
 METHODS = ["mae", "autoencoder", "denoising", "simmim", "convolutional", "supervised"]
-
-
-def model_params(**changes: Any) -> ModelParams:
-    values: dict[str, Any] = {
-        "height": 16,
-        "width": 24,
-        "resize": 1.0,
-        "patch": 4,
-        "dim": 32,
-        "depth": 2,
-        "heads": 4,
-        "mlp_ratio": 2.0,
-        "decoder": {"width": 16, "depth": 1, "heads": 2},
-        "mask": {"kind": "random", "ratio": 0.75},
-        "target": {"kind": "normalized_pixels"},
-    }
-    return ModelParams.model_validate(values | changes)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("method", METHODS)

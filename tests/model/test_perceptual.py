@@ -10,12 +10,9 @@ from mae.errors import CheckpointError, ParamsError
 from mae.model.losses import Loss, build_loss
 from mae.model.perceptual import load_network
 from mae.params import LossParams, TargetParams
+from tests.model.samples import noise
 
 NETWORK = "alexnet"
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,7 @@ from mae.errors import CheckpointError, ParamsError
 from mae.model.fitting import fit_target
 from mae.model.targets import Target, build_target
 from mae.params import TargetParams
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+from tests.model.samples import noise
 
 
 def correlated(n: int, values: int) -> Tensor:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mae.data import reasons
+from mae.data.annotations import annotation_of
 from mae.data.reasons import ImageFault
 from mae.data.records import Annotation, Location, Record, Rejected, Source
 from mae.data.sources.files import Unusable
@@ -203,20 +204,6 @@ class LabelAnnotations:
         except ImageFault as fault:
             raise _fault(fault.detail) from None
         return self.reader.annotations(self.reader.values(content))
-
-
-def annotation_of(category: str, mask: NDArray[np.bool_]) -> Annotation:
-    """Return the annotation of a mask (H, W): run lengths, the box around them, the area."""
-    from pycocotools import mask as coco_mask
-
-    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {
-        "category": category,
-        "bbox": [float(value) for value in coco_mask.toBbox(encoded)],
-        "segmentation": {"size": list(encoded["size"]), "counts": encoded["counts"].decode()},
-        "area": float(mask.sum()),
-        "iscrowd": 0,
-    }
 
 
 def _fault(what: str) -> ImageFault:
