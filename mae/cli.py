@@ -13,6 +13,7 @@ import typer
 
 from mae import __version__
 from mae.cli_data import data_app, print_table
+from mae.cli_runs import runs_app
 from mae.cli_weights import weights_app
 from mae.errors import MaestroError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(runs_app, name="runs")
 app.add_typer(weights_app, name="weights")
 
 

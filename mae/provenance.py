@@ -30,12 +30,10 @@ def context(
     data_fingerprint: str,
     device: torch.device,
     seconds: float,
-    expected: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what a reader needs to judge a number and to get it again.
 
-    sections: the dotted names of the parameters that shape it, as in "evaluate.knn". expected:
-    the band {low, high, source} published for this very setting, None where there is none.
+    sections: the dotted names of the parameters that shape it, as in "evaluate.knn".
     """
     return {
         "protocol": protocol,
@@ -46,7 +44,6 @@ def context(
         "hardware": hardware(device),
         "versions": versions(),
         "seconds": round(seconds, 2),
-        "expected": expected,
     }
 
 

@@ -25,12 +25,13 @@ def run_stage(name: str, main: Callable[[Params, list[str]], None]) -> NoReturn:
     """Call `main(params, arguments)` and leave with the exit code that says how it went.
 
     0 done, 2 parameters, 3 data, 4 checkpoint, 5 diverged, 75 interrupted (run it again), each
-    with one sentence on stderr; 1 for anything unforeseen, with its traceback. SIGTERM and
-    SIGINT raise KeyboardInterrupt in `main`, unless it handles them.
+    with one sentence on stderr; 1 for anything unforeseen, with its traceback. SIGTERM,
+    SIGINT and SIGUSR1 raise KeyboardInterrupt in `main`, unless it handles them.
     """
     arguments = sys.argv[1:]
     set_up_logging()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for asking in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(asking, signal.default_int_handler)
     started = time.monotonic()
     code = _run(main, arguments)
     end_offspring()

@@ -32,7 +32,10 @@ TINY: dict[str, Any] = {
     "pretrain.batch": 16,
     "pretrain.warmup_epochs": 1,
     "pretrain.precision": "fp32",
+    "evaluate.protocols": ["knn", "linear_probe", "finetune"],
+    "evaluate.knn.k": [5, 10, 20],
     "evaluate.linear_probe.seeds": 1,
+    "evaluate.linear_probe.blr": [20.0],
     "evaluate.linear_probe.epochs": 3,
     "evaluate.finetune.budgets": [
         {"labels_per_class": 2, "epochs": 2, "seeds": 1},

@@ -22,10 +22,11 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from mae.data.dataset import read_dataset_info
 from mae.data.loading.scenes import SceneBatch, SceneLoader
 from mae.data.reader import ShardReader
+from mae.evaluation.arms import words
 from mae.evaluation.coco import AveragePrecision, Detection, Scene, average_precision, has_objects
 from mae.evaluation.detector import anchor_sides, build_detector
 from mae.evaluation.features import check_encoder_fits
-from mae.evaluation.outcome import Outcome
+from mae.evaluation.outcome import Compared, Outcome
 from mae.evaluation.scene_pictures import draw_predictions, write_category_table
 from mae.model.artifact import EncoderArtifact, load_encoder, random_encoder
 from mae.model.encoder import Encoder
@@ -166,21 +167,18 @@ class Comparison:
         )
 
 
-def run(
-    params: Params, shards: Path, pretrained: Path, device: torch.device, *, pictures: Path
-) -> Outcome:
-    """Train both arms on the scenes in `shards` and measure them; `pictures` gets the folder.
+def run(params: Params, shards: Path, pretrained: Path, place: Place, pictures: Path) -> Outcome:
+    """Train both arms on the scenes in `shards`, in one process, and measure them.
 
     Skipped where there are no scenes, or none with an object. Raises DataError for an encoder
     that does not fit the scenes.
     """
-    pictures.mkdir(parents=True, exist_ok=True)
     info = read_dataset_info(shards)
     if info.skipped or not info.categories:
         return Outcome(PROTOCOL, skipped=info.skipped or f"nothing is annotated in {shards}")
     artifact = load_encoder(pretrained)
     check_encoder_fits(artifact, info)
-    comparison = Comparison(params, artifact, shards, device)
+    comparison = Comparison(params, artifact, shards, place.device)
     if comparison.why_not_measurable:
         return Outcome(PROTOCOL, skipped=comparison.why_not_measurable)
 
@@ -200,6 +198,7 @@ def run(
     return Outcome(
         PROTOCOL,
         numbers=numbers_of(arms),
+        comparisons=comparisons_of(arms, len(comparison.test)),
         detail={
             **{
                 name: {"box": asdict(arm.box), "mask": asdict(arm.mask)}
@@ -222,6 +221,25 @@ def numbers_of(arms: dict[str, Arm]) -> dict[str, float]:
         for kind, found in (("box", arm.box), ("mask", arm.mask))
         for iou, value in (("", found.ap), ("_50", found.ap_50))
     }
+
+
+def comparisons_of(arms: dict[str, Arm], images: int) -> tuple[Compared, ...]:
+    """Return AP of boxes and of masks, measured on so many images, of both arms."""
+    return tuple(
+        Compared(
+            task=task,
+            metric=metric,
+            pretrained=(getattr(arms["pretrained"], kind).ap,),
+            baseline=words("scratch"),
+            values=(getattr(arms["scratch"], kind).ap,),
+            paired=True,
+            images=images,
+        )
+        for task, metric, kind in (
+            ("Detection", "APbox", "box"),
+            ("Instance segmentation", "APmask", "mask"),
+        )
+    )
 
 
 def category_table(arms: dict[str, Arm]) -> list[dict[str, Any]]:

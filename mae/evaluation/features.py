@@ -1,6 +1,5 @@
-"""Vectors of images, computed once by frozen networks and kept in memory."""
+"""Vectors of images, as frozen networks see them."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,35 +7,71 @@ from torch import Tensor, nn
 
 from mae.data.dataset import DatasetInfo
 from mae.errors import DataError
-from mae.evaluation.labelled import LabelledSplit
-from mae.hashing import permutation
 from mae.model.artifact import EncoderArtifact
 from mae.model.encoder import Encoder
-from mae.params import Feature, OptimParams, RuntimeParams
-from mae.pixels import PixelNormalizer
-
-Extractor = Callable[[Tensor], Tensor]
-"""Normalised images float32 (N, C, H, W) -> a vector for each (N, D)."""
+from mae.params import FrozenFeature, Precision
+from mae.pixels import PixelNormalizer, PixelStatistics
+from mae.training.devices import AUTOCAST_DTYPE, resolve_precision
 
 _BASELINE_SIDE = 32
 
 
+@dataclass(frozen=True)
+class FrozenArm:
+    """What turns images into vectors without learning any more; encoder None: the pixels alone.
+
+    Images are resized to cover `resize` x (height, width), cut to height x width and normalised
+    by `statistics`. weights_sha: equal weights have an equal one.
+    """
+
+    name: str
+    encoder: Encoder | None
+    statistics: PixelStatistics
+    height: int
+    width: int
+    resize: float
+    weights_sha: str
+
+    @property
+    def dim(self) -> int:
+        """The length D of one feature."""
+        if self.encoder is not None:
+            return self.encoder.dim
+        sides = min(self.height, _BASELINE_SIDE), min(self.width, _BASELINE_SIDE)
+        return self.statistics.channels * sides[0] * sides[1]
+
+    @property
+    def embedded_width(self) -> int:
+        """The length W of what `Embedder` gives: both features, or the pixels."""
+        return self.dim if self.encoder is None else 2 * self.dim
+
+
 def check_encoder_fits(artifact: EncoderArtifact, info: DatasetInfo) -> None:
     """Raise DataError for a dataset whose images the encoder cannot take."""
-    encoder, data = artifact.statistics, info.statistics
+    check_pixels_fit(artifact, info.statistics, f"those of {info.folder}")
+
+
+def check_pixels_fit(artifact: EncoderArtifact, data: PixelStatistics, whose: str) -> None:
+    """Raise DataError for an encoder that takes other pixels than `data`, or cannot cut its own
+    images into patches."""
+    encoder, architecture = artifact.statistics, artifact.encoder.architecture
     if (encoder.channels, encoder.bit_depth) != (data.channels, data.bit_depth):
         raise DataError(
             f"the encoder takes images of {encoder.channels} channels and {encoder.bit_depth} "
-            f"bits, and those of {info.folder} have {data.channels} and {data.bit_depth}: set "
+            f"bits, and {whose} have {data.channels} and {data.bit_depth}: set "
             "data.channels and data.bit_depth to the encoder's and shard again, or pretrain on "
             "these images"
         )
-
-
-def feature_of(encoder: Encoder, feature: Feature, device: torch.device) -> Extractor:
-    """Return the extractor of one of the encoder's features, `cls` or `mean`."""
-    encoder = encoder.to(device).eval()
-    return lambda images: getattr(encoder(images), feature)
+    sides, patch = (architecture.height, architecture.width), architecture.patch
+    padded = getattr(architecture, "pad", False)
+    if architecture.channels != encoder.channels or (
+        not padded and (sides[0] % patch[0] or sides[1] % patch[1])
+    ):
+        raise DataError(
+            f"the encoder's description contradicts itself: {architecture.channels} channels of "
+            f"{sides[0]} x {sides[1]} pixels in patches of {patch[0]} x {patch[1]}, and statistics "
+            f"of {encoder.channels} channels: make or import it again"
+        )
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -45,85 +80,35 @@ def pixels(images: Tensor) -> Tensor:
     return nn.functional.adaptive_avg_pool2d(images, (height, width)).flatten(1)
 
 
-@torch.no_grad()
-def extract(
-    split: LabelledSplit,
-    artifact: EncoderArtifact,
-    extractors: dict[str, Extractor],
-    device: torch.device,
-    runtime: RuntimeParams,
-) -> dict[str, Tensor]:
-    """Return each extractor's vectors of the split, float32 (n, D) in main memory.
-
-    Every image is read once, whatever the number of extractors, and normalised with the
-    statistics that the encoder was pretrained with.
-    """
-    normalize = PixelNormalizer(artifact.statistics).to(device)
-    vectors: dict[str, Tensor] = {}
-    start = 0
-    for batch in split.loader(artifact, runtime, cache_mb=0):
-        images = normalize(batch.to(device).images)
-        for name, extractor in extractors.items():
-            part = extractor(images).float().cpu()
-            if name not in vectors:
-                vectors[name] = torch.empty(len(split), part.shape[1])
-            vectors[name][start : start + len(part)] = part
-        start += len(batch)
-    return vectors
+def embedding_precision(device: torch.device) -> Precision:
+    """float32 on a CPU, where features are computed once and kept; on a GPU what it is fast in."""
+    return "fp32" if device.type == "cpu" else resolve_precision("auto", device)
 
 
-@dataclass(frozen=True)
-class FeatureBatch:
-    """features float32 (N, D) and labels int64 (N,)."""
+class Embedder:
+    """Stored images uint8 or uint16 (N, C, H, W) -> float32 (N, W) on the device.
 
-    features: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def tensors(self) -> list[Tensor]:
-        return [self.features, self.labels]
-
-    def pinned(self) -> "FeatureBatch":
-        """Return the batch in page-locked memory."""
-        return FeatureBatch(*(tensor.pin_memory() for tensor in self.tensors()))
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> "FeatureBatch":
-        return FeatureBatch(
-            *(tensor.to(device, non_blocking=non_blocking) for tensor in self.tensors())
-        )
-
-
-class FeatureLoader:
-    """Batches of cached features for the training loop, addressed by step.
-
-    The order of an epoch is a function of (seed, purpose, epoch); its ragged end is dropped,
-    and a set smaller than a batch makes batches of the whole set.
+    W holds cls, then mean, of the encoder; or the pixels. `select` takes a feature out.
     """
 
-    wait_seconds = 0.0
+    def __init__(self, arm: FrozenArm, device: torch.device) -> None:
+        self.device = device
+        self._encoder = None if arm.encoder is None else arm.encoder.to(device).eval()
+        self._normalize = PixelNormalizer(arm.statistics).to(device)
+        self._dtype = AUTOCAST_DTYPE[embedding_precision(device)]
 
-    def __init__(
-        self, features: Tensor, labels: Tensor, optim: OptimParams, seed: int, purpose: str
-    ) -> None:
-        self.images = len(features)
-        self.features = features
-        self.labels = labels
-        self.batch = optim.effective_batch(self.images)
-        self.steps_per_epoch = optim.steps_per_epoch(self.images)
-        self.seed = seed
-        self.purpose = purpose
+    @torch.no_grad()
+    def __call__(self, stored: Tensor) -> Tensor:
+        images = self._normalize(stored.to(self.device))
+        if self._encoder is None:
+            return pixels(images)
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+            features = self._encoder(images)
+        return torch.cat([features.cls.float(), features.mean.float()], dim=1)
 
-    def epoch_of(self, step: int) -> int:
-        return step // self.steps_per_epoch
 
-    def batches(self, start: int, stop: int) -> Iterator[FeatureBatch]:
-        epoch, order = -1, torch.empty(0, dtype=torch.int64)
-        for step in range(start, stop):
-            if self.epoch_of(step) != epoch:
-                epoch = self.epoch_of(step)
-                order = permutation(self.seed, self.purpose, epoch, self.images)
-            first = (step % self.steps_per_epoch) * self.batch
-            rows = order[first : first + self.batch]
-            yield FeatureBatch(self.features[rows], self.labels[rows])
+def select(vectors: Tensor, arm: FrozenArm, feature: FrozenFeature) -> Tensor:
+    """Return one feature (n, D) of embedded images (n, W), a view: `both` is all of it."""
+    if arm.encoder is None or feature == "both":
+        return vectors
+    return vectors[:, : arm.dim] if feature == "cls" else vectors[:, arm.dim :]

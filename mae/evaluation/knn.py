@@ -2,166 +2,158 @@
 
 The protocol of InstDisc (arXiv 1805.01978, section 3.4) and DINO: cosine similarity s, each of
 the k nearest training images votes for its class with weight exp(s / temperature). k is the one
-best on val; test is read once, with that k.
+best on a slice of train; test is read once, with that k and all of train.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mae.data.dataset import read_dataset_info
 from mae.errors import DataError
-from mae.evaluation.accuracy import Accuracy, measure_accuracy
-from mae.evaluation.features import check_encoder_fits, extract, feature_of, pixels
-from mae.evaluation.labelled import (
-    LabelledSplit,
-    labelled_split,
-    train_and_test,
-    why_not_classifiable,
-)
-from mae.evaluation.outcome import Outcome
-from mae.model.artifact import EncoderArtifact, load_encoder, random_encoder
+from mae.evaluation.arms import frozen_arms, words
+from mae.evaluation.feature_cache import features_of
+from mae.evaluation.labelled import LabelledSplit
+from mae.evaluation.minival import minival_rows
+from mae.evaluation.neighbours import Bank, knn_votes
+from mae.evaluation.opening import open_labelled
+from mae.evaluation.outcome import Compared, Outcome
+from mae.evaluation.published import expected
+from mae.evaluation.scores import Scores, measure_scores
 from mae.params import KnnParams, Params
+from mae.training.devices import Place
 
 PROTOCOL = "knn"
-
-# Similarities held at a time: 512 x 16384 float32 are 32 MB, whatever the number of images.
-_QUERIES, _BANK = 512, 16384
-
-
-@dataclass(frozen=True)
-class Bank:
-    """Unit vectors float32 (n, D) of the training images and their labels int64 (n,)."""
-
-    vectors: Tensor
-    labels: Tensor
-    classes: int
 
 
 @dataclass(frozen=True)
 class KnnResult:
-    """Accuracy on test with the k that did best on val; val_accuracy for each k tried."""
+    """Scores on test with the k that did best on minival; minival_accuracy of each k tried, none
+    where there was no choice."""
 
     k: int
-    accuracy: Accuracy
-    val_accuracy: dict[int, float]
+    scores: Scores
+    minival_accuracy: dict[int, float]
 
     def to_dict(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        by_k = {str(k): value for k, value in self.val_accuracy.items()}
-        return {"k": self.k, "val_accuracy": by_k, **self.accuracy.to_dict(classes)}
+        by_k = {str(k): value for k, value in self.minival_accuracy.items()}
+        return {"k": self.k, "minival_accuracy": by_k, **self.scores.to_dict(classes)}
 
 
-def run(params: Params, shards: Path, pretrained: Path, device: torch.device) -> Outcome:
-    """Measure the pretrained encoder beside a random one of its shape and the raw pixels.
+def run(params: Params, shards: Path, pretrained: Path, place: Place, pictures: Path) -> Outcome:
+    """Measure the pretrained encoder beside a random one of its shape, the baselines that the
+    user names and the raw pixels.
 
-    Raises DataError for an encoder that does not fit the data, for a class that train lacks,
-    for a split without labels, and for fewer training images than k.
+    Raises DataError for an encoder that does not fit the data, for a class that train lacks, for
+    a split without labels, and where train has fewer images than every k.
     """
-    info = read_dataset_info(shards)
-    reason = why_not_classifiable(info)
-    if reason is not None:
-        return Outcome(PROTOCOL, skipped=reason)
-    artifact = load_encoder(pretrained)
-    check_encoder_fits(artifact, info)
-    knn = params.evaluate.knn
-    train, test = train_and_test(shards)
-    val = labelled_split(shards, "val")
-    _check_k(knn, len(train), shards)
-    features = _features(params, artifact, [train, val, test], device)
+    opened = open_labelled(shards, pretrained)
+    if isinstance(opened, str):
+        return Outcome(PROTOCOL, skipped=opened)
+    info, artifact, train, test = opened
+    knn, classes = params.evaluate.knn, len(info.classes)
+    neighbours = choices(knn, train, params)
     results = {}
-    for name in features[0]:
-        bank_vectors, val_vectors, test_vectors = (
-            nn.functional.normalize(part[name], dim=1) for part in features
+    for name, arm in frozen_arms(params, artifact, pixels=True).items():
+        train_vectors, test_vectors = (
+            features_of(arm, split, knn.feature, params, place) for split in (train, test)
         )
-        bank = Bank(bank_vectors, train.labels, len(info.classes))
         results[name] = choose_and_test(
-            bank, (val_vectors, val.labels), (test_vectors, test.labels), knn, device
+            Bank(train_vectors, train.labels, classes),
+            (test_vectors, test.labels),
+            neighbours,
+            knn.temperature,
+            place.device,
         )
+    ours = results["pretrained"]
     return Outcome(
         PROTOCOL,
         numbers={
-            "accuracy": results["pretrained"].accuracy.top1,
-            "accuracy_random": results["random"].accuracy.top1,
-            "accuracy_pixels": results["pixels"].accuracy.top1,
-            "balanced_accuracy": results["pretrained"].accuracy.balanced,
-            "k": results["pretrained"].k,
+            **{
+                f"accuracy_{name}": result.scores.top1
+                for name, result in results.items()
+                if name != "pretrained"
+            },
+            **ours.scores.numbers(),
+            "k": ours.k,
         },
+        comparisons=tuple(
+            Compared(
+                task="k nearest neighbours",
+                metric="top-1 accuracy",
+                pretrained=(ours.scores.top1,),
+                baseline=words(name),
+                values=(result.scores.top1,),
+                images=len(test),
+            )
+            for name, result in results.items()
+            if name != "pretrained"
+        ),
         detail={
             **{name: result.to_dict(info.classes) for name, result in results.items()},
-            "images": {split.name: len(split) for split in (train, val, test)},
+            "images": {split.name: len(split) for split in (train, test)},
+            "left_out": neighbours.left_out,
         },
+        expected=expected(PROTOCOL, artifact.info, info, params),
     )
 
 
-def _check_k(knn: KnnParams, images: int, shards: Path) -> None:
-    if max(knn.k) > images:
+@dataclass(frozen=True)
+class Choices:
+    """The k to choose from, ascending, and the rows of train that they are chosen on.
+
+    minival: None where there is one k. left_out: a sentence on those that are too large.
+    """
+
+    ks: tuple[int, ...]
+    minival: Tensor | None = None
+    left_out: str | None = None
+
+
+def choices(knn: KnnParams, train: LabelledSplit, params: Params) -> Choices:
+    """Return the k that train has enough images for. Raises DataError when that is none."""
+    ks = tuple(sorted(set(knn.k)))
+    if ks[0] > len(train):
         raise DataError(
-            f"evaluate.knn.k asks for {max(knn.k)} neighbours and train of {shards} has {images} "
-            "labelled images: remove that k, or add images"
+            f"evaluate.knn.k asks for {ks[0]} neighbours at least and train has {len(train)} "
+            "labelled images: take a smaller k, or add images"
         )
-
-
-def _features(
-    params: Params, artifact: EncoderArtifact, splits: list[LabelledSplit], device: torch.device
-) -> list[dict[str, Tensor]]:
-    feature = params.evaluate.knn.feature
-    untrained = random_encoder(artifact.encoder.architecture, params.seed)
-    extractors = {
-        "pretrained": feature_of(artifact.encoder, feature, device),
-        "random": feature_of(untrained, feature, device),
-        "pixels": pixels,
-    }
-    return [extract(split, artifact, extractors, device, params.runtime) for split in splits]
+    if len(ks) == 1:
+        return Choices(ks)
+    fit, minival = minival_rows(train, params.evaluate.minival, params.seed)
+    possible = tuple(k for k in ks if k <= len(fit))
+    if len(possible) == len(ks):
+        return Choices(ks, minival)
+    left_out = (
+        f"k of {', '.join(str(k) for k in ks if k not in possible)} left out: there are "
+        f"{len(fit)} images to choose neighbours from"
+    )
+    if len(possible) < 2:
+        return Choices(possible or ks[:1], left_out=left_out)
+    return Choices(possible, minival, left_out)
 
 
 def choose_and_test(
     bank: Bank,
-    val: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
-    knn: KnnParams,
+    neighbours: Choices,
+    temperature: float,
     device: torch.device,
 ) -> KnnResult:
-    """Choose k on val (the smallest of equals), then read test. Each is (unit vectors, labels)."""
-    tried = sorted(set(knn.k))
-    predictions = knn_predict(bank, val[0], tried, knn.temperature, device)
-    val_accuracy = {k: measure_accuracy(predictions[k], val[1], bank.classes).top1 for k in tried}
-    k = max(tried, key=lambda one: val_accuracy[one])
-    predicted = knn_predict(bank, test[0], [k], knn.temperature, device)[k]
-    return KnnResult(k, measure_accuracy(predicted, test[1], bank.classes), val_accuracy)
+    """Choose k on minival (the smallest of equals), then read test (features, labels) once."""
+    k, tried = neighbours.ks[0], {}
+    if neighbours.minival is not None:
+        minival = neighbours.minival
+        rest = replace(bank, without=minival)
+        votes = knn_votes(rest, bank.vectors[minival], neighbours.ks, temperature, device)
+        labels = bank.labels[minival]
+        tried = {one: _measure(votes[one], labels).top1 for one in neighbours.ks}
+        k = max(tried, key=lambda one: tried[one])
+    votes = knn_votes(bank, test[0], [k], temperature, device)
+    return KnnResult(k, _measure(votes[k], test[1]), tried)
 
 
-def knn_predict(
-    bank: Bank, queries: Tensor, ks: list[int], temperature: float, device: torch.device
-) -> dict[int, Tensor]:
-    """Return the predicted labels, int64 (N,), of unit vectors (N, D) for each k in `ks`."""
-    predictions: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for similarities, labels in _neighbours(bank, queries, max(ks), device):
-        # Relative to the nearest, so that a small temperature cannot overflow.
-        weights = ((similarities - similarities[:, :1]) / temperature).exp()
-        for k in ks:
-            votes = torch.zeros(len(weights), bank.classes, device=device)
-            votes.scatter_add_(1, labels[:, :k], weights[:, :k])
-            predictions[k].append(votes.argmax(dim=1).cpu())
-    return {k: torch.cat(parts) for k, parts in predictions.items()}
-
-
-def _neighbours(
-    bank: Bank, queries: Tensor, k: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield, for some queries at a time, the k largest similarities, falling, and their labels."""
-    for some in queries.split(_QUERIES):
-        some = some.to(device)
-        best = torch.empty(len(some), 0, device=device)
-        labels = torch.empty(len(some), 0, dtype=torch.int64, device=device)
-        for vectors, their_labels in zip(
-            bank.vectors.split(_BANK), bank.labels.split(_BANK), strict=True
-        ):
-            found = torch.cat([best, some @ vectors.to(device).mT], dim=1)
-            owners = torch.cat([labels, their_labels.to(device).expand(len(some), -1)], dim=1)
-            best, rows = found.topk(min(k, found.shape[1]), dim=1)
-            labels = owners.gather(1, rows)
-        yield best, labels
+def _measure(votes: Tensor, labels: Tensor) -> Scores:
+    return measure_scores(votes.log(), labels)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,15 @@ class LabelledSplit:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    @property
+    def ids(self) -> Tensor:
+        """The images' own ids, int64 (n,)."""
+        return self.reader.ids[self.positions]
+
+    def take(self, rows: Tensor) -> "LabelledSplit":
+        """Return some of these images: rows int64 (m,) count from the first of them."""
+        return replace(self, positions=self.positions[rows], labels=self.labels[rows])
 
     def loader(
         self, artifact: EncoderArtifact, runtime: RuntimeParams, cache_mb: int
@@ -87,6 +96,15 @@ def labelled_split(shards: Path, split: str) -> LabelledSplit:
             f"the split {split} of {shards} has no labelled image: label some, or let "
             "data.splits hold out a share of the labelled ones"
         )
+    return LabelledSplit(split, reader, positions, reader.labels[positions])
+
+
+def all_images(shards: Path, split: str, at_most: int | None = None) -> LabelledSplit:
+    """Return the images of a split with or without a label, -1 for none; where there are more
+    than `at_most`, so many spread evenly. Raises DataError when there are none."""
+    reader = ShardReader(shards, split)
+    count = len(reader) if at_most is None else min(at_most, len(reader))
+    positions = torch.arange(count) * len(reader) // count
     return LabelledSplit(split, reader, positions, reader.labels[positions])
 
 

@@ -2,9 +2,11 @@
 
 A protocol is a module of this package with
 
-    run(params: Params, shards: Path, pretrained: Path, device: torch.device) -> Outcome
+    run(params: Params, shards: Path, pretrained: Path, place: Place, pictures: Path) -> Outcome
 
-where `shards` is a dataset's folder and `pretrained` the folder of the pretrained encoder.
+where `shards` is a dataset's folder, `pretrained` the folder of the pretrained encoder, and
+`pictures` an existing folder for what it draws. With several processes all call it and all get
+the same Outcome; the leading one draws.
 """
 
 import statistics
@@ -14,16 +16,42 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What the pretrained encoder reaches on a task beside one baseline: shares from 0 to 1.
+
+    task: in words, as in "Fine-tuning, 10 labels per class". metric: as in "top-1 accuracy".
+    pretrained, values: one number for each seed, of the encoder and of the baseline; paired: the
+    same seed of both learned from the same labels. baseline: its name in words, as in "from
+    scratch". images: how many test images were measured. deciding: it is what MAE is for, and
+    says whether pretraining was worth it.
+    """
+
+    task: str
+    metric: str
+    pretrained: tuple[float, ...]
+    baseline: str
+    values: tuple[float, ...]
+    paired: bool = False
+    images: int | None = None
+    deciding: bool = False
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The result of a protocol.
 
-    numbers: flat, what is compared between runs. detail: whatever else can be written as JSON.
-    skipped: a sentence on why nothing was measured (numbers is empty then), or None.
+    numbers: flat, what is compared between runs; the encoder's own have plain names as in
+    `accuracy`, a baseline's end in its name as in `accuracy_random`, a standard deviation over
+    seeds in `_std`. comparisons: the same for readers, the most telling first. detail: whatever
+    else can be written as JSON. expected: the band {low, high, source} published for this very
+    setting, or None. skipped: a sentence on why nothing was measured (all else is empty then).
     """
 
     protocol: str
     numbers: dict[str, float] = field(default_factory=dict)
+    comparisons: tuple[Compared, ...] = ()
     detail: dict[str, Any] = field(default_factory=dict)
+    expected: dict[str, Any] | None = None
     skipped: str | None = None
 
 

@@ -46,7 +46,7 @@ def draw_scene(
     from matplotlib.patches import Rectangle
 
     height, width = image.shape[:2]
-    canvas = _as_rgb(image)
+    canvas = as_rgb(image)
     for annotation in annotations:
         mask = draw_mask(annotation, height, width).astype(bool)
         canvas[mask] = 0.5 * canvas[mask] + 0.5 * np.array(_colour(annotation, names))
@@ -70,7 +70,7 @@ def draw_scene(
         )
 
 
-def _as_rgb(image: NDArray) -> NDArray:
+def as_rgb(image: NDArray) -> NDArray:
     """(H, W, C) of any bit depth -> RGB from 0 to 1; other than 3 channels become their mean."""
     scaled = image.astype(np.float64) / np.iinfo(image.dtype).max
     if scaled.shape[2] == 3:

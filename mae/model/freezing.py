@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from mae.errors import ParamsError
+from mae.model.blocks import set_drop_path
 from mae.model.encoder import Encoder
 
 
@@ -48,3 +49,10 @@ def learn_only(module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
     chosen = {id(parameter) for parameter in parameters}
     for parameter in module.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
+
+
+def still_where_frozen(encoder: Encoder) -> None:
+    """Take drop path out of the blocks of which nothing learns: they answer as they were."""
+    for block in encoder.blocks:
+        if not any(parameter.requires_grad for parameter in block.parameters()):
+            set_drop_path(nn.ModuleList([block]), 0.0)

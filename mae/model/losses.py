@@ -1,7 +1,7 @@
 """How far a prediction is from its target, in float32 whatever autocast rules around it.
 
-Every loss is a mean over the values of a patch and then over the patches that count, so neither
-mask ratio, patch, channels nor batch changes its scale.
+Every loss is a mean over the values of a patch, over the patches of an image that count, and over
+the images, so neither mask ratio, patch, channels nor batch changes its scale.
 """
 
 import math
@@ -28,7 +28,8 @@ class Loss(nn.Module):
         return self._float32(prediction, target).flatten(start_dim=2).mean(dim=2)
 
     def mean(self, prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return the float32 scalar mean over patches, weighted by `weights` (N, M) where given."""
+        """Return the float32 scalar mean over patches and images; see weighted_mean for weights
+        (N, M)."""
         if weights is None:
             return self._float32(prediction, target).mean()
         return weighted_mean(self(prediction, target), weights)
@@ -172,11 +173,16 @@ def patch_weights(loss: LossParams, hidden: Tensor, valid: Tensor | None = None)
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Return the scalar mean of `values` weighted by `weights`; 0 when nothing counts."""
-    weights = weights.to(values.dtype)
+    """Return the scalar mean over images of each image's mean of `values`, weighted by `weights`.
+
+    Both (N, ...). An image of which nothing counts is a 0 among the others: so the mean over
+    micro-batches is that of the batch, however the data are spread over them.
+    """
+    weights = weights.to(values.dtype).reshape(len(weights), -1)
     # What does not count may be anything, NaN included.
-    counted = torch.where(weights > 0, values, 0.0)
-    return (counted * weights).sum() / weights.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    counted = torch.where(weights > 0, values.reshape(len(values), -1), 0.0) * weights
+    tiny = torch.finfo(values.dtype).tiny
+    return (counted.sum(dim=1) / weights.sum(dim=1).clamp(min=tiny)).mean()
 
 
 def frequency_weights(alpha: float, patch: tuple[int, int]) -> Tensor:

@@ -53,12 +53,12 @@ class Supervised(nn.Module):
         return self.classifier(images)
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy over the labelled images, a float32 scalar; 0 without any.
+        """Return the mean cross-entropy, a float32 scalar; an image without a label is a 0 in it.
 
         labels int64 (N,), -1 for none.
         """
         losses = F.cross_entropy(self(images).float(), labels, ignore_index=-1, reduction="sum")
-        return losses / (labels >= 0).sum().clamp(min=1)
+        return losses / len(labels)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `model_from_dict` needs to build the same modules."""

@@ -13,6 +13,7 @@ Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Range = Annotated[tuple[Rate, Rate], Field(strict=False)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Feature = Literal["cls", "mean"]
+FrozenFeature = Literal["cls", "mean", "both"]  # both: one after the other
 
 
 class Section(BaseModel):

@@ -1,21 +1,13 @@
-"""The sections of params.yaml: every knob, its type and its bounds."""
+"""params.yaml: its sections, and those of data, export and retraining in full."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mae.params.base import (
-    Count,
-    Feature,
-    NotNegative,
-    Positive,
-    Precision,
-    Range,
-    Rate,
-    Section,
-    Share,
-)
+from mae.params.base import Count, NotNegative, Positive, Rate, Section
+from mae.params.evaluation import EvaluateParams
 from mae.params.model import ModelParams
+from mae.params.training import PretrainParams, RuntimeParams
 from mae.params.validation import ValidateParams
 
 DuplicateRule = Literal["keep", "drop", "one_split"]
@@ -150,144 +142,7 @@ class DataParams(Section):
         return self
 
 
-# --- training ---------------------------------------------------------------------------------
-
-
-class OptimParams(Section):
-    """How one task learns. lr = blr x batch / 256, warm-up then half a cosine per step."""
-
-    epochs: Positive
-    batch: Positive
-    blr: Rate
-    weight_decay: NotNegative
-    warmup_epochs: NotNegative
-    min_lr: NotNegative = 0.0
-    clip_grad: Rate | None = None
-    precision: Precision
-
-    def steps_per_epoch(self, images: int) -> int:
-        """Whole batches per epoch; a set smaller than one batch gives one smaller batch."""
-        return max(1, images // self.batch)
-
-    def effective_batch(self, images: int) -> int:
-        return min(self.batch, images)
-
-    def lr(self, images: int) -> float:
-        return self.blr * self.effective_batch(images) / 256
-
-    def total_steps(self, images: int) -> int:
-        return self.epochs * self.steps_per_epoch(images)
-
-    def warmup_steps(self, images: int) -> int:
-        """At most a quarter of a short run, so that warm-up never eats the schedule."""
-        wanted = round(self.warmup_epochs * self.steps_per_epoch(images))
-        return min(wanted, self.total_steps(images) // 4)
-
-    def describe(self, images: int) -> str:
-        return (
-            f"{images} images, effective batch {self.effective_batch(images)}, "
-            f"lr {self.lr(images):.3g} (blr {self.blr:g}), {self.total_steps(images)} steps "
-            f"({self.steps_per_epoch(images)} per epoch), warm-up {self.warmup_steps(images)} steps"
-        )
-
-
-class AugmentParams(Section):
-    """Random resized crop (area range, aspect range of the crop) and horizontal flip."""
-
-    crop_area: Range
-    crop_aspect: Range
-    flip: bool
-
-    @model_validator(mode="after")
-    def _ranges_rise(self) -> Self:
-        if self.crop_area[0] > self.crop_area[1] or self.crop_area[1] > 1:
-            raise ValueError("crop_area must rise and end at 1 at most, as in [0.2, 1.0]")
-        if self.crop_aspect[0] > self.crop_aspect[1]:
-            raise ValueError("crop_aspect must rise, as in [0.75, 1.333]")
-        return self
-
-
-class PretrainParams(OptimParams):
-    """shuffle_window: how many shards are mixed at a time, for disks slow at random reads; 0 mixes
-    all images. jpeg_decoder: `cuda` decodes, crops and resizes JPEGs on the GPU."""
-
-    betas: Range
-    accumulate: Positive
-    shuffle_window: Count
-    jpeg_decoder: Literal["cpu", "cuda"]
-    augment: AugmentParams
-
-    @model_validator(mode="after")
-    def _micro_batches_are_whole(self) -> Self:
-        if self.batch % self.accumulate:
-            raise ValueError(
-                f"batch {self.batch} is not a multiple of accumulate {self.accumulate}"
-            )
-        return self
-
-
-# --- evaluation -------------------------------------------------------------------------------
-
-
-class KnnParams(Section):
-    k: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
-    temperature: Rate
-    feature: Feature
-
-
-class LinearProbeParams(OptimParams):
-    feature: Feature
-    seeds: Positive
-
-
-class LabelBudget(Section):
-    """Labels per class (null: all of them), the epochs spent on them, and how many draws."""
-
-    labels_per_class: Positive | None
-    epochs: Positive
-    seeds: Positive
-
-
-class FinetuneParams(Section):
-    budgets: Annotated[tuple[LabelBudget, ...], Field(strict=False, min_length=1)]
-    batch: Positive
-    blr: Rate
-    weight_decay: NotNegative
-    warmup_share: Share
-    layer_decay: Annotated[float, Field(gt=0, le=1)]
-    drop_path: Annotated[float, Field(ge=0, lt=1)]
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    feature: Feature
-    precision: Precision
-    augment: AugmentParams
-
-    def optim(self, budget: LabelBudget) -> OptimParams:
-        return OptimParams(
-            epochs=budget.epochs,
-            batch=self.batch,
-            blr=self.blr,
-            weight_decay=self.weight_decay,
-            warmup_epochs=self.warmup_share * budget.epochs,
-            precision=self.precision,
-        )
-
-
-class DetectionParams(OptimParams):
-    height: Positive
-    width: Positive
-    layer_decay: Annotated[float, Field(gt=0, le=1)]
-    drop_path: Annotated[float, Field(ge=0, lt=1)]
-    flip: bool
-
-
-class EvaluateParams(Section):
-    knn: KnnParams
-    linear_probe: LinearProbeParams
-    finetune: FinetuneParams
-    detection: DetectionParams
-
-
-# --- export, runtime --------------------------------------------------------------------------
+# --- export --------------------------------------------------------------------------
 
 
 class ExportParams(Section):
@@ -297,26 +152,6 @@ class ExportParams(Section):
     parity_images: Positive
     max_abs: Rate
     min_cosine: Annotated[float, Field(gt=0, le=1)]
-
-
-class LaunchParams(Section):
-    """Processes that share one training run; each takes its part of every batch."""
-
-    processes: Positive
-    nodes: Positive
-    rendezvous: str | None
-
-
-class RuntimeParams(Section):
-    """What never changes the weights. No stage depends on it."""
-
-    device: Literal["auto", "cpu", "cuda"]
-    workers: Positive
-    cache_mb: Count
-    log_every: Positive
-    checkpoint_minutes: Rate
-    keep_checkpoints: Positive
-    launch: LaunchParams
 
 
 # --- retraining -------------------------------------------------------------------------------

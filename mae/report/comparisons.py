@@ -1,202 +1,159 @@
 """Was pretraining worth it? Each measured pair of arms, and the answer they give together."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from mae.evaluation.arms import words
+from mae.evaluation.intervals import interval_over_seeds
+from mae.evaluation.outcome import Compared
 from mae.report.findings import Result
 from mae.report.templating import percent, points
 
+_UNTRAINED = frozenset(words(name) for name in ("scratch", "random", "pixels"))
 
-@dataclass(frozen=True)
-class Spread:
-    """A number with its standard deviation and values over seeds (one value: no deviation)."""
-
-    mean: float
-    std: float = 0.0
-    values: tuple[float, ...] = ()
+# Who answers where fine-tuning was not measured, the most telling first.
+_NEXT = ("linear_probe", "linear", "detection", "lora", "partial", "few_shot", "knn", "retrieval")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the pretrained encoder reaches on a task, and the same task without pretraining.
-
-    Shares from 0 to 1. gains: pretrained minus baseline, seed by seed where the arms are paired.
-    images: how many test images both arms were measured on.
-    """
+    """What the pretrained encoder reaches beside one baseline, by a protocol."""
 
     protocol: str
-    task: str
-    metric: str
-    pretrained: Spread
-    baseline: Spread
-    baseline_name: str
-    gains: tuple[float, ...] = ()
-    images: int | None = None
+    compared: Compared
+
+    @property
+    def ours(self) -> float:
+        return statistics.fmean(self.compared.pretrained)
+
+    @property
+    def theirs(self) -> float:
+        return statistics.fmean(self.compared.values)
 
     @property
     def gain(self) -> float:
-        return self.pretrained.mean - self.baseline.mean
+        return self.ours - self.theirs
 
     @property
     def seeds(self) -> int:
-        return max(1, len(self.pretrained.values))
+        return max(len(self.compared.pretrained), len(self.compared.values))
 
     @property
-    def spread(self) -> float | None:
-        """Standard deviation of the paired gains, or of the wider arm; None for a single run."""
-        if len(self.gains) > 1:
-            return _std(self.gains)
-        return max(self.pretrained.std, self.baseline.std) if self.seeds > 1 else None
+    def gains(self) -> tuple[float, ...]:
+        """Pretrained minus baseline, seed by seed; empty where the seeds are no pairs."""
+        one = self.compared
+        if not one.paired or len(one.pretrained) != len(one.values):
+            return ()
+        return tuple(a - b for a, b in zip(one.pretrained, one.values, strict=True))
+
+    @property
+    def margin(self) -> float | None:
+        """Half the 95 % interval of the gain over seeds; None for single runs."""
+        if self.gains:
+            return margin_of(self.gains)
+        margins = [margin_of(arm) for arm in (self.compared.pretrained, self.compared.values)]
+        known = [margin for margin in margins if margin is not None]
+        return math.hypot(*known) if known else None
 
     @property
     def chance(self) -> float:
-        """Two standard errors of the difference of two shares of `images` test images."""
-        if not self.images:
+        """Two standard errors of the difference of two shares of the test images."""
+        if not self.compared.images:
             return 0.0
-        variance = sum(arm.mean * (1 - arm.mean) for arm in (self.pretrained, self.baseline))
-        return 2 * (variance / self.images) ** 0.5
+        variance = sum(share * (1 - share) for share in (self.ours, self.theirs))
+        return 2 * math.sqrt(variance / self.compared.images)
 
     @property
     def outcome(self) -> str:
-        """better or worse: by more than spread and chance, and in every pair; else `level`."""
-        same_sign = all(gain * self.gain > 0 for gain in self.gains or (self.gain,))
-        if not same_sign or abs(self.gain) <= max(self.spread or 0.0, self.chance):
+        """better or worse: by more than other seeds and other test images explain; else level."""
+        if abs(self.gain) <= max(self.margin or 0.0, self.chance):
             return "level"
         return "better" if self.gain > 0 else "worse"
+
+    @property
+    def without_pretraining(self) -> bool:
+        """Whether the baseline saw no other data, as an encoder that the user adds may have."""
+        return self.compared.baseline in _UNTRAINED
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The headline: a word or two, and the sentence that carries it."""
+    """The headline: a word or two, and the sentence that carries it.
+    protocol: whose comparisons gave it."""
 
     short: str
     sentence: str
     tone: str  # good | mixed | bad | none
+    protocol: str | None = None
 
 
-def _std(values: tuple[float, ...]) -> float:
-    mean = sum(values) / len(values)
-    return (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+def margin_of(values: Sequence[float]) -> float | None:
+    """Return half the 95 % interval of the mean over seeds; None for a single one."""
+    interval = interval_over_seeds(values)
+    return None if interval is None else (interval[1] - interval[0]) / 2
 
 
 def compare(results: dict[str, Result]) -> list[Comparison]:
-    """Return every comparison the results hold, the one that matters most first."""
-    readers = {
-        "finetune": _finetune,
-        "linear_probe": _linear_probe,
-        "detection": _detection,
-        "knn": _knn,
-    }
+    """Return every comparison that the results hold, in their order."""
     return [
-        replace(comparison, images=results[protocol].detail.get("images", {}).get("test"))
-        for protocol, read in readers.items()
-        if protocol in results and not results[protocol].skipped
-        for comparison in read(results[protocol])
+        Comparison(protocol, compared)
+        for protocol, result in results.items()
+        for compared in result.comparisons
     ]
-
-
-def _finetune(result: Result) -> Iterator[Comparison]:
-    for key in result.numbers:
-        if not key.startswith("gain_") or key.endswith("_std"):
-            continue
-        budget = key.removeprefix("gain_")
-        runs = result.detail.get(budget, {}).get("runs", [])
-        arms = {
-            arm: tuple(run[arm]["top1"] for run in runs if arm in run)
-            for arm in ("pretrained", "scratch")
-        }
-        yield Comparison(
-            protocol=result.protocol,
-            task=f"Fine-tuning, {_budget_in_words(budget)}",
-            metric="top-1 accuracy",
-            pretrained=_spread(result, f"accuracy_{budget}", arms["pretrained"]),
-            baseline=_spread(result, f"accuracy_{budget}_scratch", arms["scratch"]),
-            baseline_name="from scratch",
-            gains=tuple(a - b for a, b in zip(arms["pretrained"], arms["scratch"], strict=True)),
-        )
-
-
-def _budget_in_words(budget: str) -> str:
-    if budget == "all":
-        return "all labels"
-    count = budget.removesuffix("_per_class")
-    return f"{count} label{'' if count == '1' else 's'} per class"
-
-
-def _linear_probe(result: Result) -> Iterator[Comparison]:
-    if "accuracy_random" not in result.numbers:
-        return
-    arms = {
-        arm: tuple(run["top1"] for run in result.detail.get(arm, []))
-        for arm in ("pretrained", "random")
-    }
-    yield Comparison(
-        protocol=result.protocol,
-        task="Linear probe",
-        metric="top-1 accuracy",
-        pretrained=_spread(result, "accuracy", arms["pretrained"]),
-        baseline=_spread(result, "accuracy_random", arms["random"]),
-        baseline_name="random encoder",
-    )
-
-
-def _knn(result: Result) -> Iterator[Comparison]:
-    for key, name in (("accuracy_random", "random encoder"), ("accuracy_pixels", "raw pixels")):
-        if key in result.numbers:
-            yield Comparison(
-                protocol=result.protocol,
-                task="k-NN",
-                metric=f"top-1 accuracy, k = {result.numbers.get('k', 0):g}",
-                pretrained=_spread(result, "accuracy"),
-                baseline=_spread(result, key),
-                baseline_name=name,
-            )
-
-
-def _detection(result: Result) -> Iterator[Comparison]:
-    for key, task in (("APbox", "Detection"), ("APmask", "Instance segmentation")):
-        if f"{key}_scratch" in result.numbers:
-            yield Comparison(
-                protocol=result.protocol,
-                task=task,
-                metric=f"{key}, IoU .50 to .95",
-                pretrained=_spread(result, key),
-                baseline=_spread(result, f"{key}_scratch"),
-                baseline_name="from scratch",
-            )
-
-
-def _spread(result: Result, key: str, values: tuple[float, ...] = ()) -> Spread:
-    return Spread(result.numbers[key], result.numbers.get(f"{key}_std", 0.0), values)
 
 
 def answer(comparisons: list[Comparison]) -> Answer:
     """Return the headline. Fine-tuning decides where it was measured: it is what MAE is for."""
-    if not comparisons:
+    deciding = _deciding(comparisons)
+    if not deciding:
         return Answer(
             "Not measured",
             "No downstream task was measured, so nothing can be said about what pretraining gave.",
             "none",
         )
-    deciding = [one for one in comparisons if one.protocol == comparisons[0].protocol]
     outcomes = {one.outcome for one in deciding}
-    sentence = " ".join(_in_words(one) for one in deciding)
+    sentence = " ".join(in_words(one) for one in deciding)
     if outcomes == {"better"} or outcomes == {"better", "level"}:
-        return Answer("Yes", sentence, "good")
-    if outcomes == {"level"}:
-        return Answer("Not clearly", sentence, "mixed")
-    if "better" in outcomes:
-        return Answer("It depends", sentence, "mixed")
-    return Answer("No", sentence, "bad")
+        short, tone = "Yes", "good"
+    elif outcomes == {"level"}:
+        short, tone = "Not clearly", "mixed"
+    elif "better" in outcomes:
+        short, tone = "It depends", "mixed"
+    else:
+        short, tone = "No", "bad"
+    return Answer(short, sentence, tone, deciding[0].protocol)
 
 
-def _in_words(one: Comparison) -> str:
-    spread = (
-        f" (±\u00a0{percent(one.spread)} over {one.seeds} seeds)" if one.spread is not None else ""
+def _deciding(comparisons: list[Comparison]) -> list[Comparison]:
+    flagged = [one for one in comparisons if one.compared.deciding]
+    if flagged:
+        return flagged
+    for protocol in _NEXT:
+        of_it = [one for one in comparisons if one.protocol == protocol and one.without_pretraining]
+        if of_it:
+            return _hardest(of_it)
+    return []
+
+
+def _hardest(comparisons: list[Comparison]) -> list[Comparison]:
+    """Keep of each task the best that there is without pretraining."""
+    best: dict[str, Comparison] = {}
+    for one in comparisons:
+        task = one.compared.task
+        if task not in best or one.theirs > best[task].theirs:
+            best[task] = one
+    return list(best.values())
+
+
+def in_words(one: Comparison) -> str:
+    margin = (
+        f" (±\u00a0{percent(one.margin)} over {one.seeds} seeds)" if one.margin is not None else ""
     )
     tail = ", which may be chance" if one.outcome == "level" else ""
     return (
-        f"{one.task}: {percent(one.pretrained.mean)}\u00a0% pretrained against "
-        f"{percent(one.baseline.mean)}\u00a0% {one.baseline_name}, "
-        f"{points(one.gain)} points{spread}{tail}."
+        f"{one.compared.task}: {percent(one.ours)}\u00a0% pretrained against "
+        f"{percent(one.theirs)}\u00a0% {one.compared.baseline}, "
+        f"{points(one.gain)} points{margin}{tail}."
     )

@@ -1,45 +1,77 @@
 """Everything a report tells, read from what the stages left; what is not there is named."""
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mae.data.dataset import DatasetInfo, read_dataset_info
 from mae.errors import DataError, MaestroError
+from mae.evaluation.outcome import Compared
 from mae.files import read_json
 from mae.model.artifact import read_info
+from mae.params import read_params
+from mae.report.protocols import PROTOCOLS, stage_of, title_of
 
 DATASETS = ("images", "scenes")
-PROTOCOLS = {
-    "finetune": "Fine-tuning",
-    "linear_probe": "Linear probe",
-    "detection": "Detection",
-    "knn": "k-NN",
-}
 
 
 @dataclass(frozen=True)
 class Result:
-    """artifacts/results/<protocol>.json."""
+    """artifacts/results/<protocol>.json. encoder: what was measured, as encoder.json has it."""
 
     protocol: str
-    numbers: dict[str, float]
-    detail: dict[str, Any]
-    skipped: str | None
-    context: dict[str, Any]
+    numbers: dict[str, float] = field(default_factory=dict)
+    comparisons: tuple[Compared, ...] = ()
+    detail: dict[str, Any] = field(default_factory=dict)
+    expected: dict[str, Any] | None = None
+    skipped: str | None = None
+    encoder: dict[str, Any] | None = None
+    context: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, protocol: str, content: dict[str, Any]) -> "Result":
+        """Raises TypeError or ValueError for what is no protocol's result."""
+        return cls(
+            protocol=protocol,
+            numbers=content.get("numbers") or {},
+            comparisons=tuple(_compared(one) for one in content.get("comparisons") or ()),
+            detail=content.get("detail") or {},
+            expected=content.get("expected"),
+            skipped=content.get("skipped"),
+            encoder=content.get("encoder"),
+            context=content.get("context") or {},
+        )
 
     @property
     def title(self) -> str:
-        return PROTOCOLS.get(self.protocol, self.protocol.replace("_", " ").capitalize())
+        return title_of(self.protocol)
+
+
+def _compared(content: dict[str, Any]) -> Compared:
+    arms = {name: tuple(float(value) for value in content[name]) for name in _ARMS}
+    if not all(arms.values()):
+        raise ValueError(f"a comparison without values: {content.get('task')}")
+    return Compared(**{**content, **arms})
+
+
+_ARMS = ("pretrained", "values")
 
 
 @dataclass(frozen=True)
-class LossCurve:
-    """The pretraining loss by step."""
+class Curve:
+    """What a CSV file holds by step: each column's values, None where a step has none."""
 
     steps: list[int]
-    losses: list[float]
+    columns: dict[str, list[float | None]]
+
+    def points(self, column: str) -> tuple[list[int], list[float]]:
+        """Return the steps that have a value in a column, and the values."""
+        values = zip(self.steps, self.columns.get(column, []), strict=False)
+        known = [(step, value) for step, value in values if value is not None]
+        return [step for step, _ in known], [value for _, value in known]
 
 
 @dataclass(frozen=True)
@@ -50,23 +82,20 @@ class Findings:
     datasets: dict[str, DatasetInfo] = field(default_factory=dict)
     verdict: dict[str, Any] | None = None
     encoder: dict[str, Any] | None = None
-    curve: LossCurve | None = None
+    losses: Curve | None = None
+    observed: Curve | None = None
     results: dict[str, Result] = field(default_factory=dict)
     export: dict[str, float] | None = None
     missing: list[str] = field(default_factory=list)
 
     @property
     def reconstruction(self) -> Path | None:
-        return _present(self.root / "artifacts/plots/pretrain/reconstruction.png")
+        path = self.root / "artifacts/plots/pretrain/reconstruction.png"
+        return path if path.is_file() else None
 
-    @property
-    def detections(self) -> Path | None:
-        return _present(self.root / "artifacts/plots/detection/predictions.png")
-
-    @property
-    def scenes_skipped(self) -> str | None:
-        scenes = self.datasets.get("scenes")
-        return scenes.skipped if scenes else None
+    def pictures(self, protocol: str) -> list[Path]:
+        """Return what a protocol drew."""
+        return sorted((self.root / "artifacts/plots" / protocol).glob("*.png"))
 
 
 def read_findings(root: Path) -> Findings:
@@ -77,7 +106,8 @@ def read_findings(root: Path) -> Findings:
         datasets=reader.datasets(),
         verdict=reader.json("data/validation/verdict.json", "validate"),
         encoder=reader.encoder(),
-        curve=reader.curve(),
+        losses=reader.curve("loss.csv"),
+        observed=reader.curve("observed.csv"),
         results=reader.results(),
         export=reader.json("artifacts/metrics/export.json", "export"),
         missing=reader.missing,
@@ -111,32 +141,39 @@ class _Reader:
         found = self._found("artifacts/pretrain/encoder.json", "pretrain")
         return read_info(found.parent) if found else None
 
-    def curve(self) -> LossCurve | None:
-        path = self._found("artifacts/plots/pretrain/loss.csv", "pretrain")
+    def curve(self, name: str) -> Curve | None:
+        path = self._found(f"artifacts/plots/pretrain/{name}", "pretrain")
         if path is None:
             return None
         try:
             with path.open(newline="", encoding="utf-8") as file:
-                rows = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+                rows = list(csv.DictReader(file))
+            steps = [int(row["step"]) for row in rows]
+            names = [name for name in rows[0] if name != "step"] if rows else []
+            columns = {name: [_number(row[name]) for row in rows] for name in names}
         except (KeyError, ValueError, TypeError) as error:
             raise _damaged(path, error, "pretrain") from None
-        return LossCurve([step for step, _ in rows], [loss for _, loss in rows])
+        return Curve(steps, columns)
 
     def results(self) -> dict[str, Result]:
         there = {path.stem for path in (self._root / "artifacts/results").glob("*.json")}
+        wanted = self._wanted()
         found = {}
-        for protocol in (*PROTOCOLS, *sorted(there - PROTOCOLS.keys())):
-            stage = "detect" if protocol == "detection" else f"evaluate@{protocol}"
-            content = self.json(f"artifacts/results/{protocol}.json", stage)
-            if content is not None:
-                found[protocol] = Result(
-                    protocol=protocol,
-                    numbers=content.get("numbers") or {},
-                    detail=content.get("detail") or {},
-                    skipped=content.get("skipped"),
-                    context=content.get("context") or {},
-                )
+        for protocol in (*PROTOCOLS, *sorted((there | wanted) - PROTOCOLS.keys())):
+            if protocol not in there | wanted:
+                continue
+            content = self.json(f"artifacts/results/{protocol}.json", stage_of(protocol))
+            if content is None:
+                continue
+            with reading(self._root, protocol):
+                found[protocol] = Result.of(protocol, content)
         return found
+
+    def _wanted(self) -> set[str]:
+        """Return the protocols that params.yaml asks for; without one, nothing is known of it."""
+        path = self._root / "params.yaml"
+        asked = read_params(path).evaluate.protocols if path.is_file() else ()
+        return {"detection", *asked}
 
     def _found(self, name: str, stage: str) -> Path | None:
         path = self._root / name
@@ -146,12 +183,23 @@ class _Reader:
         return None
 
 
+@contextmanager
+def reading(root: Path, protocol: str) -> Iterator[None]:
+    """Within, a result that is not laid out as it should be is a DataError that names its file."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        path = root / f"artifacts/results/{protocol}.json"
+        raise _damaged(path, error, stage_of(protocol)) from error
+
+
 def _damaged(path: Path, error: Exception, stage: str) -> DataError:
-    return DataError(f"{path} is damaged ({error}): run `dvc repro --force --single-item {stage}`")
+    what = f"{type(error).__name__}: {error}"
+    return DataError(f"{path} is damaged ({what}): run `dvc repro --force --single-item {stage}`")
 
 
-def _present(path: Path) -> Path | None:
-    return path if path.is_file() else None
+def _number(text: str) -> float | None:
+    return float(text) if text else None
 
 
 def require_something(findings: Findings) -> None:

@@ -1,16 +1,17 @@
 """index.html: one page without a server, a network or a second file."""
 
-from pathlib import Path
-
 import yaml
 
+from mae.report.charts import pretraining_charts
 from mae.report.findings import Findings
+from mae.report.measured import sections_of
 from mae.report.pictures import Sample, embedded, sample_images
 from mae.report.story import Story
 from mae.report.templating import render
 
 _SAMPLES = 24
 _CLASSES_SHOWN = 20
+_CLASSES_CONFUSED = 20  # up to which the confusion matrix is drawn
 
 
 def render_page(story: Story) -> str:
@@ -20,12 +21,13 @@ def render_page(story: Story) -> str:
         "page.html.j2",
         story=story,
         findings=findings,
+        sections=sections_of(story),
         samples=_samples(findings),
-        chart=_chart(findings),
-        reconstruction=_picture(findings.reconstruction),
-        detections=_picture(findings.detections) if _has_detection(findings) else None,
+        charts=pretraining_charts(findings),
+        reconstruction=embedded(findings.reconstruction) if findings.reconstruction else None,
         params=yaml.safe_dump(story.provenance.params, sort_keys=True, allow_unicode=True),
         classes_shown=_CLASSES_SHOWN,
+        classes_confused=_CLASSES_CONFUSED,
     )
 
 
@@ -34,20 +36,3 @@ def _samples(findings: Findings) -> list[Sample]:
     if info is None or not info.splits.get("train"):
         return []
     return sample_images(info.folder, "train", _SAMPLES)
-
-
-def _chart(findings: Findings) -> str | None:
-    if findings.curve is None or not findings.curve.steps:
-        return None
-    from mae.report.charts import loss_chart
-
-    return loss_chart(findings.curve)
-
-
-def _picture(path: Path | None) -> str | None:
-    return embedded(path) if path else None
-
-
-def _has_detection(findings: Findings) -> bool:
-    detection = findings.results.get("detection")
-    return detection is not None and not detection.skipped

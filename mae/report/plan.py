@@ -1,12 +1,14 @@
 """What follows from params.yaml: patches, learning rates, steps, before anything is run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mae.data.dataset import read_dataset_info
 from mae.errors import DataError
 from mae.model.methods import resolve_method
-from mae.params import LabelBudget, MaskParams, Params
+from mae.params import LabelBudget, MaskParams, OptimParams, Params
 from mae.report.templating import channels
 
 
@@ -55,16 +57,49 @@ def _ratios(mask: MaskParams) -> tuple[float, float]:
 
 
 def _schedules(params: Params, known: Known) -> list[tuple[str, str]]:
-    evaluate = params.evaluate
     rows = [("pretrain", params.pretrain.describe(known.images))]
-    if known.classes > 1:
-        rows.append(("linear probe", evaluate.linear_probe.describe(known.images)))
-        rows += [_finetuning(params, budget, known) for budget in evaluate.finetune.budgets]
-    return rows
+    return rows + _probing(params, known) + _tuning(params, known) if known.classes > 1 else rows
 
 
-def _finetuning(params: Params, budget: LabelBudget, known: Known) -> tuple[str, str]:
+def _probing(params: Params, known: Known) -> list[tuple[str, str]]:
+    probe = params.evaluate.linear_probe
+    if "linear_probe" not in params.evaluate.protocols:
+        return []
+    return [("linear probe", _at_the_best(probe.blr, probe.optim, known.images))]
+
+
+def _tuning(params: Params, known: Known) -> list[tuple[str, str]]:
+    """Return a row for each budget of labels that the encoder, or a part of it, learns from."""
+    evaluate = params.evaluate
+    finetune = evaluate.finetune
+    budgets: list[tuple[str, str, LabelBudget, tuple[float, ...]]] = [
+        *(("finetune", "fine-tune", budget, finetune.blr) for budget in finetune.budgets),
+        ("partial", "partial", evaluate.partial, finetune.blr),
+        ("lora", "adapters", evaluate.lora, evaluate.lora.blr),
+    ]
+    return [
+        (f"{name}, {_each(budget)}", _at_the_best(blrs, partial(finetune.optim, budget), labels))
+        for protocol, name, budget, blrs in budgets
+        if protocol in evaluate.protocols
+        for labels in [_labels(budget, known)]
+    ]
+
+
+def _at_the_best(
+    blrs: tuple[float, ...], optim: Callable[[float], OptimParams], images: int
+) -> str:
+    """Describe the schedule at the first rate, and name the others that minival chooses from."""
+    described = optim(blrs[0]).describe(images)
+    if len(blrs) == 1:
+        return described
+    others = ", ".join(f"{blr:g}" for blr in blrs[1:])
+    return f"{described}; or blr {others}: the best on minival"
+
+
+def _each(budget: LabelBudget) -> str:
+    return "all" if budget.labels_per_class is None else f"{budget.labels_per_class} each"
+
+
+def _labels(budget: LabelBudget, known: Known) -> int:
     each = budget.labels_per_class
-    labels = known.images if each is None else min(known.images, each * known.classes)
-    name = "fine-tune, all" if each is None else f"fine-tune, {each} each"
-    return name, params.evaluate.finetune.optim(budget).describe(labels)
+    return known.images if each is None else min(known.images, each * known.classes)

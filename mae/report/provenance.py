@@ -48,6 +48,18 @@ def _warnings(findings: Findings, commits: list[str]) -> list[str]:
         warnings.append(f"The numbers were made by {len(commits)} different versions of the code.")
     if any(commit.endswith("-dirty") for commit in commits):
         warnings.append("Some numbers were made with changes that were not committed.")
+    now = findings.encoder and findings.encoder["training"]
+    others = [
+        protocol
+        for protocol, result in findings.results.items()
+        if now and result.encoder and result.encoder["training"] != now
+    ]
+    if others:
+        warnings.append(f"{', '.join(others)}: measured on another encoder than the one here.")
+    return warnings + _other_data(findings)
+
+
+def _other_data(findings: Findings) -> list[str]:
     now = {info.fingerprint for info in findings.datasets.values()}
     used = {
         protocol: result.context["data_fingerprint"]
@@ -55,8 +67,6 @@ def _warnings(findings: Findings, commits: list[str]) -> list[str]:
         if "data_fingerprint" in result.context
     }
     stale = [protocol for protocol, fingerprint in used.items() if fingerprint not in now]
-    if now and stale:
-        warnings.append(
-            f"{', '.join(stale)}: measured on other data than the shards described here."
-        )
-    return warnings
+    if not now or not stale:
+        return []
+    return [f"{', '.join(stale)}: measured on other data than the shards described here."]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mae.report.classified import Classified, classified
 from mae.report.comparisons import Answer, Comparison, answer, compare
 from mae.report.data_summary import DataSummary, summarise
 from mae.report.findings import Findings
@@ -10,21 +11,29 @@ from mae.report.provenance import Provenance, provenance_of
 
 @dataclass(frozen=True)
 class Story:
-    """The findings, and what they say together."""
+    """The findings, and what they say together. verdict: of the label budget, in a sentence."""
 
     findings: Findings
     answer: Answer
+    verdict: str | None
     comparisons: list[Comparison]
+    classified: Classified | None
     data: list[DataSummary]
     provenance: Provenance
+
+    def compared(self, protocol: str) -> list[Comparison]:
+        return [one for one in self.comparisons if one.protocol == protocol]
 
 
 def tell(findings: Findings) -> Story:
     comparisons = compare(findings.results)
+    budget = findings.results.get("label_budget")
     return Story(
         findings=findings,
         answer=answer(comparisons),
+        verdict=budget.detail.get("verdict") if budget else None,
         comparisons=comparisons,
+        classified=classified(findings),
         data=[summarise(info) for info in findings.datasets.values()],
         provenance=provenance_of(findings),
     )

@@ -19,11 +19,15 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """This process among `world_size`, and the device it computes on."""
+    """This process among `world_size`, and the device it computes on.
+
+    sharding: how a model that learns is divided between them, `ddp` (not at all) or `fsdp`.
+    """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    sharding: str = "ddp"
 
     @property
     def leads(self) -> bool:
@@ -35,6 +39,24 @@ class Place:
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
+
+    def share(self, count: int) -> Tensor:
+        """Return this process's rows of `count`, int64: a stretch of the same length for all.
+
+        Where they do not divide evenly the last row is repeated, and `gather` leaves the copies
+        out, so that no row is counted twice.
+        """
+        length = -(-count // self.world_size)
+        return (torch.arange(length) + self.rank * length).clamp(max=count - 1)
+
+    def gather(self, rows: Tensor, count: int) -> Tensor:
+        """Return all `count` rows (count, ...) in order, from what each made of its share."""
+        if self.world_size == 1:
+            return rows
+        mine = rows.contiguous().to(self.device)
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(parts, mine)
+        return torch.cat(parts)[:count].to(rows.device)
 
     def wait_for_all(self) -> None:
         if self.world_size > 1:
@@ -51,7 +73,7 @@ def resolve_device(wanted: str) -> torch.device:
 
 
 @contextmanager
-def joined(wanted: str) -> Iterator[Place]:
+def joined(wanted: str, sharding: str = "ddp") -> Iterator[Place]:
     """Join the processes that torchrun started, if it did, and leave them at the end."""
     device = resolve_device(wanted)
     if device.type == "cuda":
@@ -60,9 +82,11 @@ def joined(wanted: str) -> Iterator[Place]:
         yield Place(device)
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    # Naming the device binds NCCL's communicator to it at once, and not at the first exchange.
+    bound = device if device.type == "cuda" else None
+    dist.init_process_group(backend, timeout=timedelta(minutes=10), device_id=bound)
     try:
-        yield Place(device, dist.get_rank(), dist.get_world_size())
+        yield Place(device, dist.get_rank(), dist.get_world_size(), sharding)
     finally:
         dist.destroy_process_group()
 

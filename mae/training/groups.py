@@ -28,12 +28,16 @@ def layer_decay_groups(
 
     The patch embedding, class token and learned positions are layer 0, block i is layer i + 1,
     and everything outside the blocks (final norm, head) learns at the full rate, as in BEiT and
-    the MAE reference code. Scales follow the modules themselves, never their names.
+    the MAE reference code. Scales follow the modules themselves, never their names: adapters in a
+    block learn at its rate, and what is frozen has none. Raises ValueError when no layer learns,
+    since the decay would then do nothing and nobody would know.
     """
     scales = {id(p): 1.0 for p in module.parameters()}
     if not any(id(p) in scales for p in encoder.parameters()):
         raise ValueError("layer decay: the encoder is no part of the module that learns")
     layers = encoder.layers()
+    if not any(p.requires_grad for layer in layers for p in layer):
+        raise ValueError("layer decay: no layer of the encoder learns, so there is none to slow")
     for index, layer in enumerate(layers):
         for parameter in layer:
             scales[id(parameter)] = layer_decay ** (len(layers) - index)

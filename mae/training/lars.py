@@ -10,8 +10,12 @@ from torch import Tensor
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step on each matrix is scaled to `trust` x |weights| / |gradient|.
 
-    One-dimensional parameters get plain momentum SGD without weight decay.
+    One-dimensional parameters get plain momentum SGD without weight decay. found_inf: a float
+    tensor that whoever drives the optimiser may set; where it is 1 a step changes nothing, momentum
+    included, and the device is not asked, as in torch's fused optimisers.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -35,12 +39,19 @@ class LARS(torch.optim.Optimizer):
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         if parameter.ndim > 1:
-            gradient = gradient + group["weight_decay"] * parameter
+            if group["weight_decay"]:
+                gradient = gradient + group["weight_decay"] * parameter
             weights, slope = parameter.norm(), gradient.norm()
             scaled = group["trust"] * weights / slope
             gradient = gradient * torch.where((weights > 0) & (slope > 0), scaled, 1.0)
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].mul_(group["momentum"]).add_(gradient)
-        parameter.add_(state["momentum"], alpha=-group["lr"])
+        momentum = torch.add(gradient, state["momentum"], alpha=group["momentum"])
+        moved = torch.add(parameter, momentum, alpha=-group["lr"])
+        if self.found_inf is not None:
+            bad = self.found_inf.to(parameter.device).bool()
+            momentum = torch.where(bad, state["momentum"], momentum)
+            moved = torch.where(bad, parameter, moved)
+        state["momentum"].copy_(momentum)
+        parameter.copy_(moved)

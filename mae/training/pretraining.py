@@ -1,7 +1,7 @@
 """Masked-autoencoder pretraining: the task, the identity of a run, and its held-out loss."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,10 @@ from mae.pixels import PixelStatistics
 from mae.training.devices import Place, resolve_precision
 from mae.training.fitted import fitted_target
 from mae.training.journal import read_journal
+from mae.training.keeping import Run
+from mae.training.numerics import Numerics
 from mae.training.objective import Objective
+from mae.training.starting import begin_with, identity_of, weights_in
 from mae.training.task import Task
 from mae.training.trainer import Trainer, adamw
 
@@ -27,7 +30,10 @@ LOG = logging.getLogger(__name__)
 
 # Part of every run's identity: raise it when the same parameters would no longer lead to the
 # same weights, so that no run continues from, or is taken for, one of the older kind.
-TRAJECTORY = 2
+TRAJECTORY = 3
+
+Observer = Callable[[PretrainingModel, int, Path], dict[str, float]]
+"""The model, steps done and the run's folder -> what was observed; see Trainer's `observe`."""
 
 
 class PretrainTask(Task):
@@ -64,17 +70,23 @@ def run_identity(params: Params, precision: str, data_fingerprint: str) -> str:
         "trajectory": TRAJECTORY,
         "seed": params.seed,
         "model": resolve_method(params.model).model_dump(mode="json"),
-        "pretrain": {**params.pretrain.model_dump(mode="json"), "precision": precision},
+        "pretrain": {
+            **params.pretrain.model_dump(mode="json"),
+            "precision": precision,
+            "start_from": identity_of(weights_in(params.pretrain.start_from)),
+        },
         "data": data_fingerprint,
     }
     return fingerprint(content)[:16]
 
 
-def pretrain(params: Params, shards: Path, runs: Path, place: Place) -> Pretrained:
+def pretrain(
+    params: Params, shards: Path, runs: Path, place: Place, observe: Observer | None = None
+) -> Pretrained:
     """Pretrain on the train split of `shards`, continuing the run of the same identity in `runs`.
 
-    Raises Interrupted when a signal asked to stop (state saved), DivergedError when the loss
-    is no longer a number.
+    Raises Interrupted when a signal asked to stop (state saved), DivergedError when going back
+    to an earlier state did not help, CheckpointError for a damaged or foreign state.
     """
     params = params.model_copy(update={"model": resolve_method(params.model)})
     reader = ShardReader(shards, "train")
@@ -87,6 +99,9 @@ def pretrain(params: Params, shards: Path, runs: Path, place: Place) -> Pretrain
     autoencoder = build_model(
         params.model, reader.info.channels, len(reader.info.classes), params.seed, fitted
     )
+    start = weights_in(params.pretrain.start_from)
+    if start is not None:
+        begin_with(autoencoder, start, statistics)
     if place.leads:
         weights = sum(p.numel() for p in autoencoder.parameters()) / 1e6
         LOG.info("pretrain: %s", params.pretrain.describe(loader.images))
@@ -102,9 +117,11 @@ def pretrain(params: Params, shards: Path, runs: Path, place: Place) -> Pretrain
         runtime=params.runtime,
         make_optimizer=adamw(params.pretrain.betas),
         accumulate=params.pretrain.accumulate,
-        folder=folder,
-        identity=identity,
         title="pretrain",
+        numerics=Numerics.from_params(params.pretrain),
+        run=Run(folder, identity),
+        divergence=params.pretrain.divergence,
+        observe=None if observe is None else lambda step: observe(autoencoder, step, folder),
     )
     trainer.run()
     return Pretrained(

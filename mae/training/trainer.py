@@ -5,30 +5,35 @@ of the step, so a run that continues from a checkpoint ends with the weights of 
 never interrupted.
 """
 
-import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from mae.data.loading.batch import prefetch
-from mae.errors import DivergedError, Interrupted, ParamsError
+from mae.errors import DivergedError
 from mae.hashing import stream
-from mae.params import OptimParams, RuntimeParams
-from mae.training.checkpoints import Checkpoints, Progress
+from mae.params import DivergenceParams, OptimParams, RuntimeParams
+from mae.training.average import WeightAverage
 from mae.training.devices import AUTOCAST_DTYPE, Place, resolve_precision
-from mae.training.interrupts import Interrupts
-from mae.training.journal import Journal
+from mae.training.distributed import (
+    clip,
+    collect,
+    distribute,
+    gradients_stay_local,
+    learner,
+    parameter_groups,
+    total_norm,
+)
+from mae.training.keeping import Observe, Run, RunKeeper
+from mae.training.launch import check_shares
+from mae.training.numerics import Numerics, compile_or_say_why_not, settled
 from mae.training.schedule import Schedule
+from mae.training.sums import IntervalSums
 from mae.training.task import Task
-
-LOG = logging.getLogger(__name__)
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
@@ -54,8 +59,9 @@ def adamw(betas: tuple[float, float] = (0.9, 0.999)) -> MakeOptimizer:
 class Trainer:
     """Trains a task to the end of its schedule, on this process's part of every batch.
 
-    With a `folder` the run is journalled there, checkpointed, continued where it stopped, and
-    stops at a signal with its state saved; without one it runs silently and starts afresh.
+    With a `run` it is journalled in a folder, checkpointed, continued where it stopped, goes on
+    after steps that went wrong, and stops at a signal with its state saved. Without one it runs
+    silently, starts afresh, and raises DivergedError when the loss is no longer a number.
     """
 
     def __init__(
@@ -69,9 +75,11 @@ class Trainer:
         runtime: RuntimeParams,
         make_optimizer: MakeOptimizer | None = None,
         accumulate: int = 1,
-        folder: Path | None = None,
-        identity: str = "",
         title: str = "train",
+        numerics: Numerics | None = None,
+        run: Run | None = None,
+        divergence: DivergenceParams | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self.task = task.to(place.device).train()
         self.loader = loader
@@ -80,190 +88,161 @@ class Trainer:
         self.place = place
         self.runtime = runtime
         self.accumulate = accumulate
-        self.folder = folder
         self.title = title
-        self._check_batch()
+        self.numerics = numerics or Numerics()
+        batch = optim.effective_batch(loader.images)
+        check_shares(title, batch, place.world_size, accumulate)
         self.schedule = Schedule.from_params(optim, loader.images)
-        make_optimizer = make_optimizer or adamw()
-        self.optimizer = make_optimizer(self.task.parameter_groups(optim.weight_decay))
         self.precision = resolve_precision(optim.precision, place.device)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=self.precision == "fp16")
-        self.checkpoints: Checkpoints | None = None
-        if folder is not None:
-            self.checkpoints = Checkpoints(
-                folder / "checkpoints", identity, runtime.keep_checkpoints
-            )
-        self.model = self._distributed()
-        self._sums: dict[str, Tensor] = {}
-        self._summed = 0
-        self._interval_started = self._last_saved = time.monotonic()
-        self._waited = 0.0
+        static = accumulate == 1 and not self.numerics.compile
+        self.model = distribute(task, place, static=static)
+        self.learner = learner(self.model)
+        groups = parameter_groups(self.model, task, optim.weight_decay)
+        self.optimizer = (make_optimizer or adamw())(groups)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        decay = self.numerics.ema
+        self.average = None if decay is None else WeightAverage(self.learner, decay)
+        self.sums = IntervalSums(place)
+        self.keeper = None if run is None else RunKeeper(self, run, divergence, observe)
 
     def run(self) -> None:
-        """Train to the last step. Raises Interrupted (state saved) or DivergedError."""
-        start = self._restore()
-        total = self.schedule.total
-        journal = Journal(self.folder if self.place.leads else None, self.title, start, total)
-        batches = prefetch(self.loader.batches(start, total), self.place.device)
-        self._interval_started = self._last_saved = time.monotonic()
+        """Train to the last step. Raises Interrupted (state saved) or DivergedError.
+
+        The task ends in evaluation mode, with the averaged weights where they are averaged.
+        """
+        with settled(self.numerics), self.keeper or nullcontext():
+            done = self.keeper.begin() if self.keeper else 0
+            try:
+                while done < self.schedule.total:
+                    done = self._train_from(done)
+                if self.keeper:
+                    self.keeper.finish()
+                if self.average:
+                    self.average.adopt()
+                collect(self.model, self.task)
+            finally:
+                # What exchanges gradients must go before the process group does: were it to hold
+                # the last reference, gloo's threads would be joined under the interpreter's lock
+                # that they wait for, and the process would never end.
+                self.model = self.task
+        self.task.eval()
+
+    def _train_from(self, start: int) -> int:
+        """Train on from `start` steps done; return the steps done at the end, or fewer where the
+        run has to go back."""
+        batches = prefetch(self.loader.batches(start, self.schedule.total), self.place.device)
         try:
-            with Interrupts() if self.folder else nullcontext() as interrupts:
-                for done, batch in enumerate(batches, start + 1):
-                    self._train_step(done - 1, batch)
-                    journal.advance()
-                    if done % self.runtime.log_every == 0 or done == total:
-                        self._log(done, journal)
-                    self._checkpoint_if_due(done, journal, interrupts)
+            for done, batch in enumerate(batches, start + 1):
+                if done == start + 1:
+                    self._prepare(batch, self.loader.epoch_of(start))
+                self._train_step(done - 1, batch)
+                if self.keeper is None:
+                    self._demand_finite(done)
+                elif (back_to := self.keeper.after_step(done)) is not None:
+                    return back_to
         finally:
             batches.close()
-            journal.close()
-            # What exchanges gradients must go before the process group does: were it to hold the
-            # last reference, gloo's threads would be joined under the interpreter's lock that
-            # they wait for, and the process would never end.
-            self.model = self.task
-        self.task.eval()
+        return self.schedule.total
+
+    def _prepare(self, batch: Any, epoch: int) -> None:
+        part = self._parts(batch)[0]
+        if self.keeper:
+            self.keeper.count_flops(part, epoch)
+        if self.numerics.compile:
+            with self._autocast():
+                compile_or_say_why_not(self.learner, part, epoch)
 
     # --- one step ---------------------------------------------------------------------------
 
     def _train_step(self, step: int, batch: Any) -> None:
-        # Dropout-like layers draw from torch's generator: make that a function of the step too.
-        torch.manual_seed(stream(self.seed, f"{self.title}:{self.place.rank}", step) >> 1)
+        self._seed_generator(step)
         epoch = self.loader.epoch_of(step)
-        parts = batch.split(self.accumulate) if self.accumulate > 1 else [batch]
+        parts = self._parts(batch)
+        scalars: dict[str, Tensor] = {}
         for index, part in enumerate(parts):
-            with self._gradients_stay_local(index + 1 < len(parts)):
-                self._forward_backward(part, epoch, len(parts))
-        self._update(self.schedule.lr(step))
-        self._summed += 1
+            with gradients_stay_local(self.model, index + 1 < len(parts)):
+                self._forward_backward(part, epoch, len(parts), scalars)
+        self._update(step, scalars)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(step)
 
-    def _forward_backward(self, batch: Any, epoch: int, parts: int) -> None:
-        dtype = AUTOCAST_DTYPE[self.precision]
-        with torch.autocast(self.place.device.type, dtype, enabled=dtype is not None):
-            loss, scalars = self.model(batch, epoch)
+    def _seed_generator(self, step: int) -> None:
+        """Dropout-like layers draw from torch's generator: make that a function of the step too."""
+        seed = stream(self.seed, f"{self.title}:{self.place.rank}", step) >> 1
+        # torch.manual_seed looks for every kind of device at each call, which takes its time.
+        torch.default_generator.manual_seed(seed)
+        if self.place.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _forward_backward(
+        self, batch: Any, epoch: int, parts: int, scalars: dict[str, Tensor]
+    ) -> None:
+        """Add the gradient of a micro-batch to the parameters', what it measured to `scalars`."""
+        with self._autocast():
+            loss, measured = self.model(batch, epoch)
         self.scaler.scale(loss / parts).backward()
-        for name, value in {"loss": loss, **scalars}.items():
+        for name, value in {"loss": loss, **measured}.items():
             part = value.detach().double() / parts
-            self._sums[name] = self._sums[name] + part if name in self._sums else part
+            scalars[name] = scalars[name] + part if name in scalars else part
 
-    def _update(self, lr: float) -> None:
+    def _update(self, step: int, scalars: dict[str, Tensor]) -> None:
+        factor = 1.0 if self.keeper is None else self.keeper.lr_factor
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        if self.optim.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.task.parameters(), self.optim.clip_grad)
+            group["lr"] = self.schedule.lr(step) * group["lr_scale"] * factor
+        if self.scaler.is_enabled():
+            self._update_scaled(step, scalars)
+            return
+        norm = None
+        if self.keeper or self.optim.clip_grad is not None:
+            norm = total_norm(self.parameters)
+        bad = self.keeper.judge(step, scalars["loss"], norm) if self.keeper else None
+        self._clip(norm)
+        if bad is not None:
+            self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self._add(scalars, norm, bad)
+
+    def _update_scaled(self, step: int, scalars: dict[str, Tensor]) -> None:
+        """fp16: an overflowing gradient is the scaler's everyday business, and no bad step."""
+        bad = self.keeper.judge(step, scalars["loss"], None) if self.keeper else None
+        if bad is not None:
+            # The scaler leaves out a step whose gradients hold anything that is not finite.
+            first = next(p.grad for p in self.parameters if p.grad is not None)
+            first.mul_(torch.where(bad > 0, math.nan, 1.0))
+        self.scaler.unscale_(self.optimizer)
+        norm = total_norm(self.parameters)
+        self._clip(norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._add(scalars, None, bad)
 
-    # --- journal ----------------------------------------------------------------------------
+    def _clip(self, norm: Tensor | None) -> None:
+        if norm is not None and self.optim.clip_grad is not None:
+            clip(self.parameters, norm, self.optim.clip_grad)
 
-    def _log(self, done: int, journal: Journal) -> None:
-        means = {name: value / self._summed for name, value in self._totals().items()}
+    def _add(self, scalars: dict[str, Tensor], norm: Tensor | None, bad: Tensor | None) -> None:
+        if norm is not None:
+            scalars = {**scalars, "grad_norm": norm.double()}
+        self.sums.add(scalars, None if bad is None else bad == 0)
+
+    def _demand_finite(self, done: int) -> None:
+        if done % self.runtime.log_every and done < self.schedule.total:
+            return
+        means = self.sums.means()
+        self.sums.reset()
         if not all(map(math.isfinite, means.values())):
             raise DivergedError(
                 f"{self.title}: the loss became {means['loss']} before step {done}. Lower the "
                 "learning rate (blr), lengthen warm-up, or use precision bf16 or fp32"
             )
-        now = time.monotonic()
-        seconds = max(now - self._interval_started, 1e-9)
-        line = {
-            "step": done,
-            "epoch": self.loader.epoch_of(done - 1),
-            "lr": self.schedule.lr(done - 1),
-            **means,
-            "images_per_second": self._summed
-            * self.optim.effective_batch(self.loader.images)
-            / seconds,
-            "wait_share": (self.loader.wait_seconds - self._waited) / seconds,
-        }
-        journal.write(line)
-        self._interval_started, self._waited = now, self.loader.wait_seconds
-        self._sums, self._summed = {}, 0
 
-    def _totals(self) -> dict[str, float]:
-        """Return the sums of the interval, averaged over the processes."""
-        return {
-            name: float(self.place.sum(value.clone())) / self.place.world_size
-            for name, value in sorted(self._sums.items())
-        }
+    # --- batches ----------------------------------------------------------------------------
 
-    # --- checkpoints ------------------------------------------------------------------------
+    def _parts(self, batch: Any) -> list[Any]:
+        return batch.split(self.accumulate) if self.accumulate > 1 else [batch]
 
-    def _checkpoint_if_due(
-        self, done: int, journal: Journal, interrupts: Interrupts | None
-    ) -> None:
-        if self.checkpoints is None or interrupts is None:
-            return
-        last = done == self.schedule.total
-        minutes = (time.monotonic() - self._last_saved) / 60
-        late = minutes >= self.runtime.checkpoint_minutes
-        # Processes must agree on when to save; asking each other at every step would cost more
-        # than it saves, so several of them ask once an interval.
-        asks = self.place.world_size == 1 or done % self.runtime.log_every == 0 or last
-        if not asks:
-            return
-        wishes = torch.tensor([float(late), float(interrupts.received is not None)])
-        late, interrupted = (self.place.sum(wishes.to(self.place.device)) > 0).tolist()
-        if late or interrupted or last:
-            self._save(done, journal)
-        if interrupted and not last:
-            raise Interrupted(
-                f"{self.title}: stopped by a signal at step {done} of {self.schedule.total}, "
-                "state saved: run the same command again to continue"
-            )
-
-    def _save(self, done: int, journal: Journal) -> None:
-        totals = self._totals()
-        if not all(map(math.isfinite, totals.values())):
-            return  # the next log line says so; the last good checkpoint stays the newest
-        if self.place.leads and self.checkpoints is not None:
-            journal.flush()
-            numbers = {
-                "sums": totals,
-                "summed": self._summed,
-                "scaler": self.scaler.state_dict(),
-            }
-            self.checkpoints.save(Progress(done, numbers), self.task, self.optimizer)
-        self.place.wait_for_all()
-        self._last_saved = time.monotonic()
-
-    def _restore(self) -> int:
-        """Load the newest checkpoint, if any, and return the number of steps done."""
-        progress = self.checkpoints and self.checkpoints.restore(self.task, self.optimizer)
-        if not progress:
-            return 0
-        if self.place.leads:
-            LOG.info("%s: continues after step %d", self.title, progress.step)
-        numbers = progress.numbers
-        self.scaler.load_state_dict(numbers["scaler"])
-        self._summed = numbers["summed"]
-        # Every process carries the mean, so that the next total is again the mean of them.
-        self._sums = {
-            name: torch.tensor(value, dtype=torch.float64, device=self.place.device)
-            for name, value in numbers["sums"].items()
-        }
-        return progress.step
-
-    # --- processes --------------------------------------------------------------------------
-
-    def _distributed(self) -> torch.nn.Module:
-        if self.place.world_size == 1:
-            return self.task
-        ids = [self.place.device.index] if self.place.device.type == "cuda" else None
-        return DistributedDataParallel(self.task, device_ids=ids, broadcast_buffers=False)
-
-    def _gradients_stay_local(self, more_to_come: bool) -> Any:
-        """Between micro-batches gradients are not exchanged: only the last one's sum is."""
-        if more_to_come and isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return nullcontext()
-
-    def _check_batch(self) -> None:
-        batch = self.optim.effective_batch(self.loader.images)
-        share = self.place.world_size * self.accumulate
-        if batch % share:
-            raise ParamsError(
-                f"{self.title}: a batch of {batch} images cannot be cut into "
-                f"{self.place.world_size} processes x {self.accumulate} micro-batches: "
-                f"choose a multiple of {share}"
-            )
+    def _autocast(self) -> torch.autocast:
+        dtype = AUTOCAST_DTYPE[self.precision]
+        return torch.autocast(self.place.device.type, dtype, enabled=dtype is not None)

@@ -5,37 +5,48 @@ import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
-from mae.data.dataset import read_dataset_info
 from mae.errors import ParamsError
-from mae.files import write_json
-from mae.model.artifact import read_info
 from mae.params import Params
-from mae.provenance import context
-from mae.training.devices import resolve_device
+from mae.params.evaluation import Protocol
+from mae.training.launch import launch_if_wanted
 from pipelines.harness import run_stage
 
 LOG = logging.getLogger("pipelines.stages.evaluate")
 
-# The dataset that each protocol measures on.
-PROTOCOLS = {"knn": "images", "linear_probe": "images", "finetune": "images", "detection": "scenes"}
-
+_MODULE = "pipelines.stages.evaluate"
+_SHARED = ("minival", "baselines", "linear", "finetune")  # read by several protocols
 SHARDS, ARTIFACTS = Path("data/shards"), Path("artifacts")
 
 
 def main(params: Params, arguments: list[str]) -> None:
-    protocol = arguments[0] if len(arguments) == 1 else None
-    if protocol not in PROTOCOLS:
-        known = ", ".join(PROTOCOLS)
-        raise ParamsError(f"evaluate takes one protocol of {known}, not '{' '.join(arguments)}'")
-    shards = SHARDS / PROTOCOLS[protocol]
-    device = resolve_device(params.runtime.device)
-    # What detection draws is an out of its stage beside the numbers.
-    more = {"pictures": ARTIFACTS / "plots" / protocol} if protocol == "detection" else {}
+    protocols = (*get_args(Protocol), "detection")
+    protocol = " ".join(arguments)
+    if protocol not in protocols:
+        known = ", ".join(protocols)
+        raise ParamsError(f"evaluate takes one protocol of {known}, not '{protocol}'")
+    scenes = protocol == "detection"  # which learns in one process alone
+    launch, device = params.runtime.launch, params.runtime.device
+    if scenes or not launch_if_wanted(launch, _MODULE, arguments, device=device):
+        _measure(params, protocol, SHARDS / ("scenes" if scenes else "images"))
+
+
+def _measure(params: Params, protocol: str, shards: Path) -> None:
+    from mae.data.dataset import read_dataset_info
+    from mae.files import write_json
+    from mae.model.artifact import read_info
+    from mae.provenance import context
+    from mae.training.devices import joined
+
     started = time.monotonic()
-    # Imported here: a protocol brings its own slow libraries.
+    pictures = ARTIFACTS / "plots" / protocol  # an out of the stage beside the numbers
+    pictures.mkdir(parents=True, exist_ok=True)
     run = importlib.import_module(f"mae.evaluation.{protocol}").run
-    outcome = run(params, shards, ARTIFACTS / "pretrain", device, **more)
+    with joined(params.runtime.device) as place:
+        outcome = run(params, shards, ARTIFACTS / "pretrain", place, pictures)
+        if not place.leads:
+            return
     encoder = read_info(ARTIFACTS / "pretrain")
     result = {
         **asdict(outcome),
@@ -43,9 +54,9 @@ def main(params: Params, arguments: list[str]) -> None:
         "context": context(
             protocol,
             params,
-            ["data", f"evaluate.{protocol}"],
+            ["data", *(f"evaluate.{name}" for name in (*_SHARED, protocol))],
             data_fingerprint=read_dataset_info(shards).fingerprint,
-            device=device,
+            device=place.device,
             seconds=time.monotonic() - started,
         ),
     }

@@ -1,6 +1,6 @@
 """Small real datasets and encoders for the protocols: shards of folders, an untrained artifact."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from PIL import Image
 
 from mae.data.digits import DRAWINGS, digit_images
 from mae.data.sharding.run import shard_dataset
+from mae.evaluation import feature_cache
 from mae.model.artifact import save_artifact
 from mae.model.autoencoder import build_autoencoder
 from mae.params import Params, parse_params, read_params
@@ -30,6 +31,14 @@ def tiny_params(**evaluate: dict[str, Any]) -> Params:
     for protocol, changes in evaluate.items():
         content["evaluate"][protocol] |= changes
     return parse_params(content)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def features_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where features are kept while tests run: never in the project's runs/."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_cache, "FOLDER", tmp_path_factory.mktemp("features"))
+        yield feature_cache.FOLDER
 
 
 @pytest.fixture(scope="session")

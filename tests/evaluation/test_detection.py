@@ -309,13 +309,20 @@ def test_anchor_sides_are_quantiles_of_the_boxes() -> None:
 def test_protocol_end_to_end(
     params: Params, scenes: Path, tiny_encoder: Path, tmp_path: Path
 ) -> None:
-    outcome = run(params, scenes, tiny_encoder, CPU, pictures=tmp_path / "pictures")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    outcome = run(params, scenes, tiny_encoder, Place(CPU), pictures)
     names = {f"AP{kind}{iou}" for kind in ("box", "mask") for iou in ("", "_50")}
     assert set(outcome.numbers) == names | {f"{name}_scratch" for name in names}
     assert all(0 <= outcome.numbers[name] <= 1 for name in names)
     assert outcome.skipped is None
     assert {row["category"] for row in outcome.detail["categories"]} == {"bright", "dark"}
     json.dumps(outcome.detail, allow_nan=False)
+    box, mask = outcome.comparisons
+    assert (box.task, box.metric, box.images) == ("Detection", "APbox", 3)
+    assert box.pretrained == (outcome.numbers["APbox"],)
+    assert mask.values == (outcome.numbers["APmask_scratch"],)
+    assert mask.baseline == "from scratch" and not mask.deciding
     picture = Image.open(io.BytesIO((tmp_path / "pictures" / "predictions.png").read_bytes()))
     assert min(picture.size) > 200
     assert (tmp_path / "pictures" / "categories.csv").read_text().startswith("category,APbox,")
@@ -340,9 +347,8 @@ def test_no_scenes_is_skipped(
     content["data"]["scenes"] = {"source": "none", "path": None}
     params = parse_params(content)
     shard_dataset("scenes", params.data, 0, tmp_path / "shards")
-    outcome = run(params, tmp_path / "shards", tiny_encoder, CPU, pictures=tmp_path / "pictures")
+    outcome = run(params, tmp_path / "shards", tiny_encoder, Place(CPU), tmp_path)
     assert outcome.skipped and not outcome.numbers
-    assert (tmp_path / "pictures").is_dir()
 
 
 def test_scenes_without_annotations_are_skipped(
@@ -352,7 +358,7 @@ def test_scenes_without_annotations_are_skipped(
     for path in (tmp_path / "coco" / "annotations").iterdir():
         path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
     shards = shard(params, tmp_path)
-    outcome = run(params, shards, tiny_encoder, CPU, pictures=tmp_path / "pictures")
+    outcome = run(params, shards, tiny_encoder, Place(CPU), tmp_path)
     assert outcome.skipped and "no object is annotated" in outcome.skipped
 
 
@@ -360,4 +366,4 @@ def test_encoder_of_other_channels_is_an_error(
     params: Params, scenes: Path, make_encoder: Callable[[int, int], Path], tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="channels"):
-        run(params, scenes, make_encoder(3, 8), CPU, pictures=tmp_path / "pictures")
+        run(params, scenes, make_encoder(3, 8), Place(CPU), tmp_path)

@@ -1,53 +1,62 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from mae.data.dataset import read_dataset_info
 from mae.errors import DataError
+from mae.evaluation.arms import frozen_arms
 from mae.evaluation.features import (
-    FeatureLoader,
+    Embedder,
     check_encoder_fits,
-    extract,
-    feature_of,
+    embedding_precision,
     pixels,
+    select,
 )
-from mae.evaluation.labelled import labelled_split
 from mae.model.artifact import load_encoder
-from mae.params import OptimParams
 from mae.pixels import PixelNormalizer
 
 CPU = torch.device("cpu")
 
 
-def optim(batch: int, epochs: int = 2) -> OptimParams:
-    return OptimParams(
-        epochs=epochs, batch=batch, blr=0.1, weight_decay=0.0, warmup_epochs=0, precision="fp32"
+@pytest.fixture
+def stored() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, 1, 24, 24), generator=generator, dtype=torch.uint8)
+
+
+def test_embeds_both_features_of_normalised_images(make_params, tiny_encoder, stored) -> None:
+    artifact = load_encoder(tiny_encoder)
+    arm = frozen_arms(make_params(), artifact, pixels=False)["pretrained"]
+    vectors = Embedder(arm, CPU)(stored)
+    with torch.no_grad():
+        expected = artifact.encoder(PixelNormalizer(artifact.statistics)(stored))
+    assert vectors.shape == (3, arm.embedded_width) and vectors.dtype == torch.float32
+    assert torch.equal(select(vectors, arm, "cls"), expected.cls)
+    assert torch.equal(select(vectors, arm, "mean"), expected.mean)
+    assert torch.equal(
+        select(vectors, arm, "both"), torch.cat([expected.cls, expected.mean], dim=1)
     )
 
 
-def test_features_are_those_of_the_images_in_order(digit_shards, tiny_encoder, make_params) -> None:
+def test_pixels_are_the_normalised_image(make_params, tiny_encoder, stored) -> None:
     artifact = load_encoder(tiny_encoder)
-    split = labelled_split(digit_shards, "test")
-    extractors = {
-        "cls": feature_of(artifact.encoder, "cls", CPU),
-        "mean": feature_of(artifact.encoder, "mean", CPU),
-        "pixels": pixels,
-    }
-    found = extract(split, artifact, extractors, CPU, make_params().runtime)
-    stored = torch.stack([torch.tensor(split.reader.pixels(i)) for i in split.positions.tolist()])
-    images = PixelNormalizer(artifact.statistics)(stored.permute(0, 3, 1, 2))
-    with torch.no_grad():
-        expected = artifact.encoder(images)
-    torch.testing.assert_close(found["cls"], expected.cls, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found["mean"], expected.mean, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(found["pixels"], images.flatten(1))
-    assert all(vectors.dtype == torch.float32 for vectors in found.values())
+    arm = frozen_arms(make_params(), artifact, pixels=True)["pixels"]
+    vectors = Embedder(arm, CPU)(stored)
+    assert torch.equal(vectors, PixelNormalizer(artifact.statistics)(stored).flatten(1))
+    assert vectors.shape[1] == arm.embedded_width == arm.dim
+    assert torch.equal(select(vectors, arm, "mean"), vectors)
 
 
 def test_large_pixels_are_averaged_and_small_ones_left() -> None:
     images = torch.rand(2, 3, 64, 16)
     expected = nn.functional.avg_pool2d(images, (2, 1)).flatten(1)
     torch.testing.assert_close(pixels(images), expected)
+
+
+def test_features_are_exact_where_they_are_kept_for_long() -> None:
+    assert embedding_precision(CPU) == "fp32"
 
 
 @pytest.mark.parametrize(("channels", "bit_depth"), [(3, 8), (1, 16)])
@@ -59,22 +68,11 @@ def test_an_encoder_for_other_images_is_refused(
         check_encoder_fits(artifact, read_dataset_info(digit_shards))
 
 
-def test_batches_visit_every_row_once_an_epoch() -> None:
-    features = torch.arange(12.0)[:, None]
-    loader = FeatureLoader(features, torch.arange(12), optim(4), seed=1, purpose="test")
-    batches = list(loader.batches(0, 6))
-    epochs = [torch.cat([b.labels for b in batches[i : i + 3]]) for i in (0, 3)]
-    for labels in epochs:
-        assert labels.sort().values.tolist() == list(range(12))
-    assert epochs[0].tolist() != epochs[1].tolist()
-    assert all(batch.features[:, 0].tolist() == batch.labels.tolist() for batch in batches)
-    assert [loader.epoch_of(step) for step in range(6)] == [0, 0, 0, 1, 1, 1]
-
-
-def test_batches_depend_on_the_step_alone_and_a_small_set_is_one_batch() -> None:
-    loader = FeatureLoader(torch.rand(10, 2), torch.arange(10), optim(4), seed=1, purpose="test")
-    whole = [batch.labels.tolist() for batch in loader.batches(0, 6)]
-    assert [batch.labels.tolist() for batch in loader.batches(3, 6)] == whole[3:]
-    assert [len(rows) for rows in whole] == [4] * 6
-    small = FeatureLoader(torch.rand(3, 2), torch.arange(3), optim(4), seed=1, purpose="test")
-    assert [len(batch) for batch in small.batches(0, 2)] == [3, 3]
+def test_an_encoder_whose_patches_do_not_fill_its_images_is_refused(
+    digit_shards, tiny_encoder
+) -> None:
+    artifact = load_encoder(tiny_encoder)
+    encoder = artifact.encoder
+    encoder.architecture = dataclasses.replace(encoder.architecture, height=30)
+    with pytest.raises(DataError, match="30 x 24 pixels in patches of 8 x 8"):
+        check_encoder_fits(artifact, read_dataset_info(digit_shards))

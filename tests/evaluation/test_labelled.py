@@ -8,6 +8,7 @@ from mae.data.dataset import read_dataset_info
 from mae.errors import DataError
 from mae.evaluation.labelled import (
     LabelledSplit,
+    all_images,
     draw_labels,
     labelled_split,
     train_and_test,
@@ -58,6 +59,29 @@ def test_a_split_without_labels_is_refused(make_shards) -> None:
     shards = make_shards({**SMALL, "val": {"": 3}})
     with pytest.raises(DataError, match="split val"):
         labelled_split(shards, "val")
+
+
+def test_labels_that_are_no_integers_are_names_of_classes(make_shards) -> None:
+    shards = make_shards({"train": {"1.5": 3, "cat": 2}, "test": {"1.5": 1, "cat": 1}})
+    train, test = train_and_test(shards)
+    assert read_dataset_info(shards).classes == ("1.5", "cat")
+    assert train.labels.tolist().count(0) == 3 and sorted(test.labels.tolist()) == [0, 1]
+
+
+def test_some_images_keep_their_labels_and_ids(make_shards) -> None:
+    train = labelled_split(make_shards(SMALL), "train")
+    some = train.take(torch.tensor([7, 2]))
+    assert some.labels.tolist() == train.labels[[7, 2]].tolist()
+    assert some.ids.tolist() == train.reader.ids[train.positions[[7, 2]]].tolist()
+
+
+def test_images_without_labels_can_be_taken_too(make_shards) -> None:
+    shards = make_shards({"train": {"a": 4, "b": 4, "": 3}, "test": {"a": 1, "b": 1}})
+    every = all_images(shards, "train")
+    assert len(every) == 11 and (every.labels == -1).sum() == 3
+    assert len(labelled_split(shards, "train")) == 8
+    assert all_images(shards, "train", at_most=4).positions.tolist() == [0, 2, 5, 8]
+    assert len(all_images(shards, "train", at_most=40)) == 11
 
 
 def test_a_budget_takes_as_many_of_each_class() -> None:

@@ -3,7 +3,7 @@ import torch
 
 from mae.errors import ParamsError
 from mae.model.encoder import Encoder
-from mae.model.freezing import freeze_first, last_blocks, learn_only
+from mae.model.freezing import freeze_first, last_blocks, learn_only, still_where_frozen
 from tests.model.test_encoder import architecture
 
 
@@ -60,3 +60,11 @@ def test_freezing_the_first_blocks(encoder: Encoder) -> None:
     assert frozen == stem | block(encoder, 0)
     with pytest.raises(ParamsError, match="4 blocks cannot be frozen: the encoder has 3"):
         freeze_first(encoder, 4)
+
+
+def test_drop_path_stays_where_something_learns(encoder: Encoder) -> None:
+    encoder.set_drop_path(0.4)
+    learn_only(encoder, last_blocks(encoder, 1.5))
+    still_where_frozen(encoder)
+    rates = [getattr(one.drop_path1, "drop_prob", 0.0) for one in encoder.blocks]
+    assert rates == pytest.approx([0.0, 0.2, 0.4])

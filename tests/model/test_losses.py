@@ -154,24 +154,32 @@ def test_weights_say_which_patches_count() -> None:
     assert patch_weights(LossParams(over="all"), hidden).tolist() == [[1, 1, 1, 1]]
 
 
-def test_the_weighted_mean_divides_by_the_weights() -> None:
+def test_the_weighted_mean_divides_each_images_sum_by_its_weights() -> None:
     prediction, target = noise(2, 4, VALUES), noise(2, 4, VALUES, seed=1)
     loss = make_loss("l1")
     weights = torch.tensor([[1.0, 0.1, 0, 0], [1, 1, 0.1, 0]])
-    expected = np.average(loss(prediction, target).numpy(), weights=weights.numpy())
-    assert loss.mean(prediction, target, weights).item() == pytest.approx(expected, rel=1e-5)
+    by_image = np.average(loss(prediction, target).numpy(), weights=weights.numpy(), axis=1)
+    found = loss.mean(prediction, target, weights).item()
+    assert found == pytest.approx(by_image.mean(), rel=1e-5)
     hidden_only = loss.mean(prediction[:, :2], target[:, :2])
     ones = torch.tensor([[1.0, 1, 0, 0]]).expand(2, 4)
     torch.testing.assert_close(loss.mean(prediction, target, ones), hidden_only)
 
 
+def test_the_mean_over_micro_batches_is_that_of_the_batch() -> None:
+    values, weights = noise(6, 5).square(), (noise(6, 5, seed=2) > 0.3).float()
+    weights[2] = 0  # an image of which nothing counts
+    parts = [weighted_mean(v, w) for v, w in zip(values.chunk(3), weights.chunk(3), strict=True)]
+    torch.testing.assert_close(torch.stack(parts).mean(), weighted_mean(values, weights))
+
+
 def test_what_does_not_count_may_be_anything() -> None:
-    values = torch.tensor([1.0, float("nan"), float("inf")]).requires_grad_()
-    total = weighted_mean(values, torch.tensor([2.0, 0, 0]))
+    values = torch.tensor([[1.0, float("nan"), float("inf")]]).requires_grad_()
+    total = weighted_mean(values, torch.tensor([[2.0, 0, 0]]))
     total.backward()
     assert total.item() == 1
-    assert values.grad.tolist() == [1, 0, 0]
-    assert weighted_mean(torch.ones(3), torch.zeros(3)).item() == 0
+    assert values.grad.tolist() == [[1, 0, 0]]
+    assert weighted_mean(torch.ones(1, 3), torch.zeros(1, 3)).item() == 0
 
 
 @pytest.mark.parametrize("kind", [*PIXEL_KINDS, "tokens"])

@@ -167,12 +167,12 @@ def test_supervised_learns_labels_by_cross_entropy() -> None:
     assert torch.equal(model(images).argmax(dim=1), labels)
 
 
-def test_unlabelled_images_do_not_count() -> None:
+def test_unlabelled_images_count_as_nothing_to_learn() -> None:
     model = build_model(model_params(method="supervised"), channels=1, classes=3, seed=0)
     assert isinstance(model, Supervised)
     images = noise(4, 1, 16, 24)
     some = model.loss(images, torch.tensor([1, -1, 2, -1]))
-    torch.testing.assert_close(some, model.loss(images[[0, 2]], torch.tensor([1, 2])))
+    torch.testing.assert_close(2 * some, model.loss(images[[0, 2]], torch.tensor([1, 2])))
     none = model.loss(images, torch.full((4,), -1))
     none.backward()
     assert none.item() == 0

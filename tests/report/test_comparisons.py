@@ -1,31 +1,32 @@
 """The headline: what counts as a gain, and what the gains say together."""
 
-import statistics
-
 import pytest
+from scipy import stats
 
-from mae.report.comparisons import Comparison, Spread, answer, compare
+from mae.evaluation.outcome import Compared
+from mae.report.comparisons import Comparison, answer, compare, in_words
 from mae.report.findings import Result
 from tests.report.made_up import results
 
 
-def result(protocol: str, content: dict) -> Result:
-    return Result(
-        protocol, content.get("numbers", {}), content.get("detail", {}), content.get("skipped"), {}
-    )
-
-
-def pair(*gains: float, protocol: str = "finetune", baseline: float = 0.5) -> Comparison:
-    arms = tuple(baseline + gain for gain in gains)
-    return Comparison(
-        protocol=protocol,
+def pair(
+    *gains: float,
+    protocol: str = "finetune",
+    baseline: float = 0.5,
+    images: int | None = None,
+    other: str = "from scratch",
+) -> Comparison:
+    compared = Compared(
         task="Fine-tuning, all labels",
         metric="top-1 accuracy",
-        pretrained=Spread(statistics.fmean(arms), 0.0, arms),
-        baseline=Spread(baseline, 0.0, (baseline,) * len(gains)),
-        baseline_name="from scratch",
-        gains=gains if len(gains) > 1 else (),
+        pretrained=tuple(baseline + gain for gain in gains),
+        baseline=other,
+        values=(baseline,) * len(gains),
+        paired=len(gains) > 1,
+        images=images,
+        deciding=protocol == "finetune",
     )
+    return Comparison(protocol, compared)
 
 
 @pytest.mark.parametrize(
@@ -40,15 +41,25 @@ def pair(*gains: float, protocol: str = "finetune", baseline: float = 0.5) -> Co
         ((0.0,), "level"),
     ],
 )
-def test_a_gain_must_exceed_its_spread_in_every_seed(
+def test_a_gain_must_exceed_what_other_seeds_would_give(
     gains: tuple[float, ...], outcome: str
 ) -> None:
     assert pair(*gains).outcome == outcome
 
 
-def test_spread_is_that_of_the_paired_gains() -> None:
-    assert pair(0.1, 0.2, 0.4).spread == pytest.approx(statistics.stdev([0.1, 0.2, 0.4]))
-    assert pair(0.1).spread is None
+def test_the_margin_is_half_the_interval_of_the_paired_gains() -> None:
+    gains = (0.1, 0.2, 0.4)
+    low, high = stats.t.interval(0.95, 2, loc=sum(gains) / 3, scale=stats.sem(gains))
+    assert pair(*gains).margin == pytest.approx((high - low) / 2)
+    assert pair(0.1).margin is None
+
+
+def test_arms_that_are_no_pairs_add_their_margins_as_squares() -> None:
+    arms = (0.5, 0.6, 0.7), (0.2, 0.25, 0.31)
+    one = Comparison("linear_probe", Compared("t", "m", arms[0], "random encoder", arms[1]))
+    halves = [stats.t.ppf(0.975, 2) * stats.sem(arm) for arm in arms]
+    assert one.gains == ()
+    assert one.margin == pytest.approx((halves[0] ** 2 + halves[1] ** 2) ** 0.5)
 
 
 @pytest.mark.parametrize(
@@ -66,41 +77,46 @@ def test_headline(gains: list[tuple[float, ...]], short: str) -> None:
 
 
 def test_fine_tuning_decides_where_it_was_measured() -> None:
-    lost = pair(-0.2, -0.21, protocol="knn")
-    assert answer([pair(0.1, 0.11), lost]).short == "Yes"
+    lost = pair(-0.2, -0.21, protocol="knn", other="random encoder")
+    assert answer([lost, pair(0.1, 0.11)]).short == "Yes"
     assert answer([lost]).short == "No"
 
 
-def test_every_protocol_is_read() -> None:
-    content = results()
-    content["detection"] = {
-        "numbers": {"APbox": 0.4, "APbox_scratch": 0.2, "APmask": 0.3, "APmask_scratch": 0.3}
-    }
-    found = compare({name: result(name, one) for name, one in content.items()})
-    assert [(one.task, one.baseline_name) for one in found] == [
+def test_else_the_best_without_pretraining_is_what_counts() -> None:
+    over_random = pair(0.3, 0.31, protocol="knn", other="random encoder")
+    under_pixels = pair(-0.2, -0.21, protocol="knn", baseline=0.9, other="raw pixels")
+    imported = pair(-0.4, -0.41, protocol="knn", baseline=0.95, other="someone_elses")
+    found = answer([over_random, under_pixels, imported])
+    assert found.short == "No" and "raw pixels" in found.sentence
+    assert "someone_elses" not in found.sentence
+
+
+def test_comparisons_are_read_as_they_were_left() -> None:
+    found = compare({name: Result.of(name, one) for name, one in results().items()})
+    assert [(one.compared.task, one.compared.baseline) for one in found] == [
         ("Fine-tuning, 10 labels per class", "from scratch"),
         ("Fine-tuning, all labels", "from scratch"),
         ("Linear probe", "random encoder"),
-        ("Detection", "from scratch"),
-        ("Instance segmentation", "from scratch"),
-        ("k-NN", "random encoder"),
-        ("k-NN", "raw pixels"),
+        ("k nearest neighbours", "random encoder"),
+        ("k nearest neighbours", "raw pixels"),
     ]
-    few_labels = found[0]
-    assert few_labels.pretrained.values == (0.891, 0.903, 0.915)
-    assert few_labels.gain == pytest.approx(0.293)
-    assert found[1].outcome == "level"
-    assert found[4].outcome == "level"
+    assert found[0].gain == pytest.approx(0.293)
+    assert found[1].outcome == "level" and "may be chance" in in_words(found[1])
 
 
 def test_a_skipped_protocol_compares_nothing() -> None:
-    assert compare({"detection": result("detection", {"skipped": "no scenes"})}) == []
+    assert compare({"detection": Result.of("detection", {"skipped": "no scenes"})}) == []
+
+
+def test_a_comparison_without_values_is_no_result() -> None:
+    empty = {"task": "t", "metric": "m", "pretrained": [], "baseline": "b", "values": []}
+    with pytest.raises(ValueError, match="without values"):
+        Result.of("knn", {"comparisons": [empty]})
 
 
 def test_a_single_run_counts_only_beyond_chance() -> None:
     def lead(gain: float, images: int) -> str:
-        arms = Spread(0.228 + gain), Spread(0.228)
-        return Comparison("finetune", "t", "m", *arms, "from scratch", images=images).outcome
+        return pair(gain, baseline=0.228, images=images).outcome
 
     assert lead(0.023, 395) == "level"  # two standard errors are about 0.06 there
     assert lead(0.023, 40_000) == "better"

@@ -11,38 +11,47 @@ import torch
 from torch import Tensor, nn
 
 from mae.hashing import permutation
-from mae.params import OptimParams, RuntimeParams, read_params
+from mae.params import DivergenceParams, OptimParams, RuntimeParams, read_params
 from mae.training.devices import Place
+from mae.training.keeping import Observe, Run
+from mae.training.numerics import Numerics
 from mae.training.task import Task
 from mae.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
+
+Poison = dict[tuple[int, int], float]
+CAREFUL = {"spike": 3.0, "patience": 4, "backoff": 0.5, "give_up": 2}
 
 
 @dataclass(frozen=True)
 class Points:
     x: Tensor
     y: Tensor
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
 
     def to(self, device: torch.device) -> "Points":
-        return Points(self.x.to(device), self.y.to(device))
+        return Points(self.x.to(device), self.y.to(device), self.ids)
 
     def split(self, parts: int) -> "list[Points]":
-        pairs = zip(self.x.chunk(parts), self.y.chunk(parts), strict=True)
-        return [Points(x, y) for x, y in pairs]
+        pieces = (tensor.chunk(parts) for tensor in (self.x, self.y, self.ids))
+        return [Points(*piece) for piece in zip(*pieces, strict=True)]
 
 
 class PointLoader:
-    """64 points of a noisy plane; `poison` makes the batch of that step not a number."""
+    """64 points of a noisy plane; `poison` multiplies them: (step, rank) -> factor."""
 
     images = 64
     wait_seconds = 0.0
 
-    def __init__(self, batch: int, place: Place, poison: int | None = None) -> None:
+    def __init__(self, batch: int, place: Place, poison: Poison | None = None) -> None:
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(64, 6, generator=generator)
         self.y = self.x @ torch.arange(6.0) + 0.1 * torch.randn(64, generator=generator)
-        self.batch, self.place, self.poison = batch, place, poison
+        self.batch, self.place, self.poison = batch, place, poison or {}
 
     def epoch_of(self, step: int) -> int:
         return step // (64 // self.batch)
@@ -53,8 +62,11 @@ class PointLoader:
             order = permutation(0, "order", self.epoch_of(step), 64)
             first = step % (64 // self.batch) * self.batch + self.place.rank * part
             rows = order[first : first + part]
-            x = self.x[rows] * (float("nan") if step == self.poison else 1.0)
-            yield Points(x, self.y[rows])
+            yield Points(self.x[rows] * self.factor(step), self.y[rows], rows)
+
+    def factor(self, step: int) -> float:
+        """Return what this process's points are multiplied with at a step."""
+        return self.poison.get((step, self.place.rank), 1.0)
 
 
 class PlaneTask(Task):
@@ -77,10 +89,13 @@ def make_trainer(
     folder: Path | None = None,
     place: Place | None = None,
     *,
-    poison: int | None = None,
+    poison: Poison | None = None,
     dropout: float = 0.1,
     accumulate: int = 1,
     runtime: dict[str, Any] | None = None,
+    divergence: dict[str, Any] | None = None,
+    numerics: Numerics | None = None,
+    observe: Observe | None = None,
     **optim: Any,
 ) -> Trainer:
     place = place or Place(torch.device("cpu"))
@@ -97,6 +112,7 @@ def make_trainer(
     settings_of_run = RuntimeParams(
         **(defaults.model_dump() | {"log_every": 4, "checkpoint_minutes": 1e-9} | (runtime or {}))
     )
+    watched = None if divergence is None else DivergenceParams(**(CAREFUL | divergence))
     return Trainer(
         PlaneTask(dropout),
         PointLoader(settings.batch, place, poison),
@@ -105,8 +121,10 @@ def make_trainer(
         place=place,
         runtime=settings_of_run,
         accumulate=accumulate,
-        folder=folder,
-        identity="plane",
+        numerics=numerics,
+        run=None if folder is None else Run(folder, "plane"),
+        divergence=watched,
+        observe=observe,
     )
 
 

@@ -3,7 +3,9 @@ import torch
 from torch import Tensor, nn
 
 from mae.model.encoder import Architecture, Encoder
+from mae.model.freezing import freeze_first, learn_only
 from mae.model.heads import Classifier
+from mae.model.lora import add_adapters
 from mae.training.groups import decay_groups, layer_decay_groups
 
 ARCHITECTURE = Architecture(1, 16, 16, (8, 8), dim=16, depth=3, heads=2, mlp_ratio=2.0)
@@ -76,13 +78,34 @@ def test_an_encoder_that_is_not_there_is_an_error() -> None:
         layer_decay_groups(nn.Linear(4, 4), Encoder(ARCHITECTURE), 0.05, DECAY)
 
 
-def test_what_is_frozen_is_left_out_and_all_frozen_is_an_error(classifier: Classifier) -> None:
+def test_what_is_frozen_is_left_out_and_the_rest_keeps_its_rate(classifier: Classifier) -> None:
+    freeze_first(classifier.encoder, 1)
+    found = scales(layer_decay_groups(classifier, classifier.encoder, 0.05, DECAY))
+    blocks = classifier.encoder.blocks
+    learning = [*blocks[1:].parameters(), *classifier.encoder.norm.parameters()]
+    assert set(found) == {id(p) for p in [*learning, *classifier.head.parameters()]}
+    assert {found[id(p)] for p in blocks[1].parameters()} == {DECAY**2}
+    assert {found[id(p)] for p in blocks[2].parameters()} == {DECAY}
+
+
+def test_layer_decay_that_would_slow_nothing_is_an_error(classifier: Classifier) -> None:
     classifier.encoder.requires_grad_(False)
-    listed = scales(layer_decay_groups(classifier, classifier.encoder, 0.05, DECAY))
+    with pytest.raises(ValueError, match="no layer of the encoder learns"):
+        layer_decay_groups(classifier, classifier.encoder, 0.05, DECAY)
+    listed = scales(decay_groups(classifier, 0.05))
     assert set(listed) == {id(p) for p in classifier.head.parameters()}
     classifier.requires_grad_(False)
     with pytest.raises(ValueError, match="every parameter is frozen"):
         decay_groups(classifier, 0.05)
+
+
+def test_adapters_learn_at_the_rate_of_their_block(classifier: Classifier) -> None:
+    adapters = add_adapters(classifier.encoder, rank=2, alpha=2.0, seed=0)
+    learn_only(classifier, [*adapters, *classifier.head.parameters()])
+    found = scales(layer_decay_groups(classifier, classifier.encoder, 0.05, DECAY))
+    per_block = [[found.pop(id(p)) for p in adapters[4 * n : 4 * n + 4]] for n in range(3)]
+    assert per_block == [[DECAY ** (3 - n)] * 4 for n in range(3)]
+    assert set(found) == {id(p) for p in classifier.head.parameters()}
 
 
 def test_an_optimiser_takes_the_groups(classifier: Classifier) -> None:
