@@ -56,8 +56,9 @@ MEAN = STD = (0.5, 0.5, 0.5)
 # --- data ---------------------------------------------------------------------------------------
 
 
-def write_photos(folder: Path, case: str) -> None:
+def write_photos(folder: Path, case: str, at_least: int = 0) -> None:
     count, height, width = IMAGES[case]
+    count = max(count, at_least)
     (folder / "photos").mkdir(parents=True)
     for number in range(count):
         content = photos.encoded(photos.photo(number, height, width), quality=90)
@@ -140,8 +141,21 @@ class Done(Exception):
     pass
 
 
-def train_maestro(case: str, precision: str, inputs: str, folder: Path, watch: Stopwatch) -> None:
+def same_batch_for_ever(batch: int, height: int, width: int) -> None:
+    """Make our loader give one batch, already decoded, again and again."""
     from mae.data.loading.batch import Batch
+    from mae.training import pretraining
+
+    images = torch.randint(0, 256, (batch, 3, height, width)).to(torch.uint8)
+    same = Batch(images, torch.arange(batch), torch.full((batch,), -1))
+
+    def batches(self: Any, start: int, stop: int) -> Iterator[Batch]:
+        return (same for _ in range(start, stop))
+
+    pretraining.TrainLoader.batches = batches  # type: ignore[method-assign,assignment]
+
+
+def train_maestro(case: str, precision: str, inputs: str, folder: Path, watch: Stopwatch) -> None:
     from mae.training import pretraining, trainer
     from mae.training.devices import Place, resolve_device
 
@@ -156,15 +170,7 @@ def train_maestro(case: str, precision: str, inputs: str, folder: Path, watch: S
 
     trainer.Trainer._train_step = timed  # type: ignore[method-assign]
     if inputs == "memory":
-        batch = CASES[case]["batch"]
-        pixels = torch.randint(0, 256, (batch, 3, params.model.height, params.model.width))
-        ids = torch.arange(batch)
-        same = Batch(pixels.to(torch.uint8), ids, torch.full((batch,), -1))
-
-        def batches(self: Any, start: int, stop: int) -> Iterator[Batch]:
-            return (same for _ in range(start, stop))
-
-        pretraining.TrainLoader.batches = batches  # type: ignore[method-assign,assignment]
+        same_batch_for_ever(CASES[case]["batch"], params.model.height, params.model.width)
     with tempfile.TemporaryDirectory() as runs:
         pretraining.pretrain(params, folder / f"{case}-shards", Path(runs), Place(device))
 
