@@ -122,7 +122,7 @@ class PerceptualLoss(Loss):
             return torch.stack([_map_distance(a, b, weights) for a, b in maps]).mean(dim=0)
 
     def mean(self, prediction: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return the float32 scalar mean over images that have pixels that count."""
+        """Return the float32 scalar mean over images; one without pixels that count is a 0."""
         losses = self(prediction, target, weights)
         if weights is None:
             return losses.mean()

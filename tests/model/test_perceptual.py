@@ -92,12 +92,12 @@ def test_the_scale_does_not_follow_the_share_that_counts(weights: Path) -> None:
     assert loss.mean(mixed, texture).item() < 0.75 * whole.item()
 
 
-def test_images_without_anything_that_counts_are_left_out(weights: Path) -> None:
+def test_images_without_anything_that_counts_are_a_0_in_the_mean(weights: Path) -> None:
     loss = perceptual(weights)
     a, b = noise(2, 3, 64, 64), noise(2, 3, 64, 64, seed=1)
     counts = torch.ones(2, 1, 64, 64)
     counts[1] = 0
-    torch.testing.assert_close(loss.mean(a, b, counts), loss.mean(a[:1], b[:1]))
+    torch.testing.assert_close(2 * loss.mean(a, b, counts), loss.mean(a[:1], b[:1]))
 
 
 def test_gradients_reach_the_prediction_alone(weights: Path) -> None:
