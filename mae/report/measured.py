@@ -161,9 +161,10 @@ def _test_time(result: Result) -> Iterator[Table]:
 
 
 def _retrieval(result: Result) -> Iterator[Table]:
-    own = [
-        key for key in result.numbers if key == "map" or key.removeprefix("recall_at_").isdigit()
-    ]
+    depths = sorted(
+        int(depth) for key in result.numbers if (depth := key.removeprefix("recall_at_")).isdigit()
+    )
+    own = ["map", *(f"recall_at_{depth}" for depth in depths)]
     arms = [key.removeprefix("map_") for key in result.numbers if key.startswith("map_")]
     rows = [
         [
