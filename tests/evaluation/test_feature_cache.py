@@ -3,7 +3,6 @@ processes."""
 
 import logging
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from mae.model.artifact import load_encoder
 from mae.params import Params
 from mae.pixels import PixelNormalizer
 from mae.training.devices import Place, joined
+from tests.ports import free_port
 
 HERE = Place(torch.device("cpu"))
 
@@ -195,9 +195,7 @@ def extract_as_one_of_two(
 def test_two_processes_compute_what_one_does(
     kept, digit_shards, tiny_encoder, make_params, tmp_path
 ) -> None:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = int(server.getsockname()[1])
+    port = free_port()
     params = make_params()
     arguments = (port, digit_shards, tiny_encoder, params, tmp_path / "two")
     (tmp_path / "two").mkdir()

@@ -33,6 +33,7 @@ from mae.model.freezing import learn_only
 from mae.model.heads import Classifier
 from mae.params import LabelBudget, Params
 from mae.training.devices import Place, joined
+from tests.ports import free_port
 
 PLACE = Place(torch.device("cpu"))
 BUDGET = LabelBudget(labels_per_class=3, epochs=2, seeds=2)
@@ -282,14 +283,11 @@ def run_both(rank: int, world: int, port: int, shards: Path, encoder: Path, para
 def test_two_processes_answer_as_one(
     make_params, digit_shards, tiny_encoder, tmp_path, monkeypatch
 ) -> None:
-    import socket
 
     from mae.evaluation import learning
 
     params = make_params(finetune={"batch": 30, "precision": "fp32", "drop_path": 0.0})
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = int(server.getsockname()[1])
+    port = free_port()
     arguments = (2, port, digit_shards, tiny_encoder, params, tmp_path)
     mp.spawn(run_both, arguments, nprocs=2)
     threads = torch.get_num_threads()

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipelines.project import ROOT, STAGE, Project, wait_for
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +45,7 @@ def project(template: Path, tmp_path: Path) -> Iterator[Project]:
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the API address of a real server on the loopback address."""
     home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {
         **os.environ,
         "PREFECT_HOME": str(home),

@@ -1,6 +1,5 @@
 """A task and a loader small enough to watch: linear regression on batches addressed by step."""
 
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from mae.training.keeping import Observe, Run
 from mae.training.numerics import Numerics
 from mae.training.task import Task
 from mae.training.trainer import Trainer
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,11 +132,9 @@ def weights(trainer: Trainer) -> Tensor:
     return torch.cat([p.detach().flatten() for p in trainer.task.parameters()])
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+@pytest.fixture(name="free_port")
+def a_free_port() -> int:
+    return free_port()
 
 
 @pytest.fixture

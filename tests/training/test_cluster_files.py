@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from mae.data.dataset import read_dataset_info
 from mae.data.sharding.run import shard_dataset
 from mae.data.validation.verdict import Verdict
 from mae.files import write_json
+from tests.ports import free_port
 from tests.small_project import ROOT, small_params, write_images
 
 CLUSTER = ROOT / "docs/cluster"
@@ -253,9 +253,7 @@ def test_two_nodes_learn_what_one_process_learns(
     params = tmp_path / "two/params.yaml"
     params.write_text(params.read_text().replace("sharding: ddp", f"sharding: {sharding}"))
     assert f"sharding: {sharding}" in params.read_text()
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
+    port = free_port()
     places = {"--nproc-per-node": "1", "--rdzv-endpoint": f"localhost:{port}"}
     command = [sys.executable, "-m", "torch.distributed.run"]
     for part in container(objects)["command"][1:]:

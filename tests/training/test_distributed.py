@@ -5,7 +5,6 @@ The processes are started once; each case leaves what it computed in a file.
 
 import multiprocessing
 import os
-import socket
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +38,7 @@ from mae.training.distributed import (
 )
 from mae.training.pretraining import PretrainTask
 from mae.training.task import Task
+from tests.ports import free_port
 from tests.small_project import small_params
 
 ALONE = Place(torch.device("cpu"))
@@ -212,9 +212,7 @@ def processes(
     folder = tmp_path_factory.mktemp("processes")
     save_file(alone["half"], folder / "alone.safetensors")
     context = multiprocessing.get_context("spawn")
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
+    port = free_port()
     started = [context.Process(target=_work, args=(r, port, str(folder))) for r in range(2)]
     for process in started:
         process.start()

@@ -2,7 +2,6 @@
 
 import random
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from mae.training.checkpoints import Checkpoints
 from mae.training.devices import joined
 from mae.training.journal import read_journal, read_observed
 from mae.training.numerics import Numerics
+from tests.ports import free_port
 from tests.training.conftest import make_trainer
 from tests.training.kills import PLACES, Kill, Observer, Rank, arm, ended, start
 
@@ -194,9 +194,7 @@ def train_in_two(
 @pytest.fixture(scope="module")
 def untouched_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = int(server.getsockname()[1])
+    port = free_port()
     assert train_in_two(folder, port) == [0, 0]
     return folder
 
