@@ -17,8 +17,9 @@ Scores = dict[str, Any]
 class Classified:
     """The classes of the most telling protocol that has them, over all of its seeds.
 
-    how: in words. confusion: images of class i taken for j at [i][j], or None where there were too
-    many classes to write it down. calibration_error: the mean over the seeds, where it is known.
+    how: in words. classes: in the order of the matrix. confusion: images of class i taken for j at
+    [i][j], or None where there were too many classes to write it down, or the dataset that names
+    them is gone. calibration_error: the mean over the seeds, where it is known.
     """
 
     protocol: str
@@ -54,18 +55,21 @@ def classified(findings: Findings) -> Classified | None:
         with reading(findings.root, protocol):
             runs = runs_of(result.detail)
             if runs:
-                return _over(protocol, runs)
+                images = findings.datasets.get("images")
+                return _over(protocol, runs, images.classes if images else ())
     return None
 
 
-def _over(protocol: str, runs: list[Scores]) -> Classified:
-    matrices = [run["confusion"] for run in runs if run["confusion"]]
+def _over(protocol: str, runs: list[Scores], classes: tuple[str, ...]) -> Classified:
+    # JSON does not keep the order of per_class, which is that of the dataset's classes.
+    named = set(classes) == set(runs[0]["per_class"])
+    matrices = [run["confusion"] for run in runs if run["confusion"] and named]
     errors = [run["calibration_error"] for run in runs if run["calibration_error"] is not None]
     labels = f", {runs[0]['labels']:,} labels" if "labels" in runs[0] else ""
     return Classified(
         protocol=protocol,
         how=f"{title_of(protocol)}{labels}",
-        classes=list(runs[0]["per_class"]),
+        classes=list(classes),
         confusion=_sum(matrices) if matrices else None,
         calibration_error=sum(errors) / len(errors) if errors else None,
         balanced=sum(run["balanced"] for run in runs) / len(runs),

@@ -1,13 +1,13 @@
 """Each protocol as the page shows it: comparisons, tables, pictures and what must be known."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from mae.evaluation.arms import words
 from mae.report.comparisons import Comparison
-from mae.report.findings import Findings, Result, reading
-from mae.report.pictures import embedded
+from mae.report.findings import Result, reading
+from mae.report.pictures import Picture
 from mae.report.protocols import PROTOCOLS, SECTIONS, Explained, Section
 from mae.report.story import Story
 from mae.report.templating import number, percent
@@ -32,15 +32,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Measured:
-    """One protocol. tracks: the comparisons drawn. pictures: data URIs. band: what was published
-    for this very setting, beside what was measured."""
+    """One protocol. tracks: the comparisons drawn. remarks: what must be known of the numbers;
+    left_out: what was asked for and is not there. band: what was published for this very setting,
+    beside what was measured."""
 
     result: Result
     explained: Explained
     tracks: list[Comparison]
     tables: list[Table]
-    pictures: list[str]
+    pictures: list[Picture]
     remarks: list[str]
+    left_out: list[str]
     band: str | None
 
     @property
@@ -79,22 +81,18 @@ def _measured(story: Story, result: Result) -> Measured:
         explained=PROTOCOLS.get(protocol) or Explained(result.title, ""),
         tracks=[] if protocol in _IN_TABLES else story.compared(protocol),
         tables=made,
-        pictures=_pictures(story.findings, protocol),
-        remarks=list(_remarks(result)),
+        pictures=[Picture.of(path) for path in story.findings.pictures(protocol)],
+        remarks=_sentences(result, "remarks"),
+        left_out=_sentences(result, "left_out"),
         band=_band(result),
     )
 
 
-def _pictures(findings: Findings, protocol: str) -> list[str]:
-    return [embedded(path) for path in findings.pictures(protocol)]
-
-
-def _remarks(result: Result) -> Iterator[str]:
-    """Yield the sentences that a protocol says of its numbers itself."""
-    for name in ("remarks", "left_out"):
-        said = result.detail.get(name) or []
-        for sentence in [said] if isinstance(said, str) else said:
-            yield sentence[:1].upper() + sentence[1:].rstrip(".") + "."
+def _sentences(result: Result, name: str) -> list[str]:
+    """Return what a protocol says itself of its numbers, in whole sentences."""
+    said = result.detail.get(name) or []
+    sentences = [said] if isinstance(said, str) else said
+    return [one[:1].upper() + one[1:].rstrip(".") + "." for one in sentences]
 
 
 def _band(result: Result) -> str | None:
@@ -117,12 +115,17 @@ def _none(result: Result) -> Iterator[Table]:
     return iter(())
 
 
-def _arms(names: Any) -> list[str]:
+def _in_order(by_name: dict[str, Any]) -> dict[str, Any]:
+    """Return the arms, or conditions, with what the others are held against first."""
+    return dict(sorted(by_name.items(), key=lambda item: item[0] not in ("pretrained", "clean")))
+
+
+def _arms(names: Iterable[str]) -> list[str]:
     return [words(name) for name in names]
 
 
 def _robustness(result: Result) -> Iterator[Table]:
-    arms = result.detail["accuracy"]
+    arms = _in_order(result.detail["accuracy"])
     rows = [["clean", *(percent(arm["clean"]) for arm in arms.values())]]
     for corruption in next(iter(arms.values()))["severities"]:
         means = [_mean(arm["severities"][corruption].values()) for arm in arms.values()]
@@ -149,11 +152,11 @@ def _test_time(result: Result) -> Iterator[Table]:
             f"{one['gained']} / {one['lost']}",
             f"{one['p_value']:.2g}",
         ]
-        for name, one in result.detail["conditions"].items()
+        for name, one in _in_order(result.detail["conditions"]).items()
     ]
     images = result.detail["images"]["test"]
     yield Table(
-        ["", "without", "with", "right now / no more", "p"],
+        ["", "without", "with", "newly right / wrong", "p"],
         rows,
         f"{images:,} test images. p: how likely a change as lopsided is by chance (McNemar's "
         "test); above 0.05 it says nothing.",
@@ -177,7 +180,7 @@ def _retrieval(result: Result) -> Iterator[Table]:
 
 
 def _quality(result: Result) -> Iterator[Table]:
-    spread = result.detail["spread"]
+    spread = _in_order(result.detail["spread"])
     rows = [
         [
             f"{name}, {feature} feature",

@@ -16,6 +16,7 @@ from mae.data.reader import ShardReader
 Item = TypeVar("Item")
 
 _THUMBNAIL = 96
+_WIDE = 1.8  # times its height
 _MIME = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml"}
 
 
@@ -26,6 +27,19 @@ class Sample:
     uri: str
     key: str
     label: str | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file as a data URI. wide: too wide to be read when it is as narrow as a phone."""
+
+    uri: str
+    wide: bool
+
+    @classmethod
+    def of(cls, path: Path) -> "Picture":
+        with Image.open(path) as image:
+            return cls(embedded(path), image.width > _WIDE * image.height)
 
 
 def displayed(planes: NDArray) -> NDArray[np.uint8]:

@@ -85,11 +85,14 @@ SECTIONS = (
         ("finetune", "linear_probe", "linear", "detection", "knn"),
         together=True,
     ),
-    Section("parts", "Parts", "Learning a part of it", ("partial", "lora")),
+    Section("parts", "Parts", "Tuning a part of it", ("partial", "lora")),
     Section("conditions", "Robustness", "On worse images", ("robustness", "test_time")),
     Section("search", "Retrieval", "Finding images alike", ("retrieval",)),
     Section("features", "Features", "The features, without labels", ("quality",)),
 )
+
+
+TASKS = frozenset(name for part in SECTIONS if part.together for name in part.protocols)
 
 
 def title_of(protocol: str) -> str:

@@ -6,6 +6,7 @@ from mae.report.classified import Classified, classified
 from mae.report.comparisons import Answer, Comparison, answer, compare
 from mae.report.data_summary import DataSummary, summarise
 from mae.report.findings import Findings
+from mae.report.protocols import TASKS
 from mae.report.provenance import Provenance, provenance_of
 
 
@@ -23,6 +24,11 @@ class Story:
 
     def compared(self, protocol: str) -> list[Comparison]:
         return [one for one in self.comparisons if one.protocol == protocol]
+
+    @property
+    def tasks(self) -> list[Comparison]:
+        """The comparisons that belong beside each other, the most telling protocol first."""
+        return [one for one in self.comparisons if one.protocol in TASKS]
 
 
 def tell(findings: Findings) -> Story:

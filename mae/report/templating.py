@@ -62,7 +62,8 @@ def number(value: Any) -> str:
         return ", ".join(number(one) for one in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else str(value)
-    return f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
+    text = f"{int(value):,}" if float(value).is_integer() else f"{value:.4g}"
+    return "−" + text[1:] if text.startswith("-") else text
 
 
 def limit(bounds: dict[str, Any]) -> str:
