@@ -43,7 +43,7 @@ TINY: dict[str, Any] = {
     ],
     "evaluate.finetune.precision": "fp32",
     "evaluate.detection.epochs": 1,
-    "export.parity_images": 8,
+    "export.parity.images": 8,
     "runtime.device": "cpu",
     "runtime.workers": 1,
     "runtime.cache_mb": 64,

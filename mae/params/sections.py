@@ -1,12 +1,14 @@
-"""params.yaml: its sections, and those of data, export and retraining in full."""
+"""params.yaml: its sections, and that of data in full."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mae.params.base import Count, NotNegative, Positive, Rate, Section
+from mae.params.base import Count, Positive, Section
 from mae.params.evaluation import EvaluateParams
+from mae.params.export import BenchmarkParams, ExportParams
 from mae.params.model import ModelParams
+from mae.params.orchestration import FlowsParams, RetrainParams
 from mae.params.training import PretrainParams, RuntimeParams
 from mae.params.validation import ValidateParams
 
@@ -142,52 +144,6 @@ class DataParams(Section):
         return self
 
 
-# --- export --------------------------------------------------------------------------
-
-
-class ExportParams(Section):
-    """The ONNX file and its gate: largest difference and smallest cosine against torch."""
-
-    opset: Positive
-    parity_images: Positive
-    max_abs: Rate
-    min_cosine: Annotated[float, Field(gt=0, le=1)]
-
-
-# --- retraining -------------------------------------------------------------------------------
-
-
-class GateParams(Section):
-    """When a challenger takes the champion's place.
-
-    Metrics are named `<file in artifacts/metrics>.<key>`. `margin` is what the deciding metric
-    must gain (a negative one lets a slightly worse but newer model pass); `floors` are the
-    smallest values allowed; `max_drop` is how far other metrics may fall behind the champion's.
-    """
-
-    metric: str
-    better: Literal["higher", "lower"] = "higher"
-    margin: float = 0.0
-    floors: dict[str, float] = Field(default_factory=dict)
-    max_drop: dict[str, NotNegative] = Field(default_factory=dict)
-
-
-class RetrainParams(Section):
-    """Which artifact is promoted, when a run is too late to be worth it, and the gate.
-
-    `refresh_sources` runs the stages that read from outside the project although DVC sees no
-    change: it cannot know that a folder of images has grown. What they then write decides
-    whether anything else has to run.
-    """
-
-    artifact: str = "encoder"
-    stage: str = "prod"
-    workers: Positive = 1
-    refresh_sources: bool = True
-    max_late_minutes: Rate = 60.0
-    gate: GateParams = GateParams(metric="linear_probe.accuracy")
-
-
 class Params(Section):
     seed: Count
     data: DataParams
@@ -196,5 +152,7 @@ class Params(Section):
     pretrain: PretrainParams
     evaluate: EvaluateParams
     export: ExportParams
+    benchmark: BenchmarkParams
+    flows: FlowsParams
     retrain: RetrainParams
     runtime: RuntimeParams

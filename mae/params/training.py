@@ -127,6 +127,16 @@ class LaunchParams(Section):
     sharding: Literal["ddp", "fsdp"]
 
 
+class ExecutorParams(Section):
+    """Where images are examined and shards written, in parts that come to the same bytes.
+
+    address: of a running Dask scheduler or Ray cluster; null: one on this machine, for the time.
+    """
+
+    kind: Literal["threads", "processes", "dask", "ray"]
+    address: str | None
+
+
 class RuntimeParams(Section):
     """What never changes the weights. No stage depends on it.
 
@@ -143,4 +153,5 @@ class RuntimeParams(Section):
     keep_every_epochs: Positive | None
     observe: ObserveParams
     trackers: Annotated[tuple[Literal["tensorboard", "dvclive"], ...], Field(strict=False)]
+    executor: ExecutorParams
     launch: LaunchParams

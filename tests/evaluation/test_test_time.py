@@ -142,7 +142,8 @@ def test_processes_share_the_images_and_agree(
     for found in side_by_side(2, measure):
         assert torch.equal(found.frozen, alone.frozen)
         assert torch.equal(found.adapted, alone.adapted)
-        assert torch.equal(found.losses, alone.losses)
+        # Products round otherwise where memory lies otherwise.
+        torch.testing.assert_close(found.losses, alone.losses, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 3])

@@ -19,6 +19,7 @@ from tests.data.sources.listing import HOW, LIMIT, images, place, records
 @pytest.fixture
 def memory() -> Iterator[fsspec.AbstractFileSystem]:
     files = fsspec.filesystem("memory")
+    files.store.clear()  # one store for the whole process: other tests leave things there
     yield files
     files.store.clear()
 
