@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 from mae.errors import DivergedError, ParamsError
-from mae.evaluation.arms import words
 from mae.evaluation.intervals import interval_over_seeds
 from mae.evaluation.labelled import LabelledSplit, draw_labels
 from mae.evaluation.learning import Adapt, Learned, LearningArm, Setting, train_and_score
 from mae.evaluation.minival import split_minival
-from mae.evaluation.outcome import Compared, mean_and_std
+from mae.evaluation.outcome import mean_and_std
 from mae.params import LabelBudget, OptimParams
 
 LOG = logging.getLogger(__name__)
@@ -153,21 +152,6 @@ def budget_words(budget: LabelBudget) -> str:
     return f"{count} label{'s' if count > 1 else ''} per class"
 
 
-def compared(
-    task: str, arms: Mapping[str, Measured], images: int, deciding: Sequence[str] = ()
-) -> tuple[Compared, ...]:
-    """Return the pretrained arm beside each other one. deciding: the names of those that count."""
-    return tuple(
-        Compared(
-            task=task,
-            metric="top-1 accuracy",
-            pretrained=arms["pretrained"].top1,
-            baseline=words(name),
-            values=arm.top1,
-            paired=True,
-            images=images,
-            deciding=name in deciding,
-        )
-        for name, arm in arms.items()
-        if name != "pretrained"
-    )
+def top1_of(arms: Mapping[str, Measured]) -> dict[str, tuple[float, ...]]:
+    """Return the accuracies of every arm, one for each seed."""
+    return {name: arm.top1 for name, arm in arms.items()}

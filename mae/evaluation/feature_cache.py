@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mae.data.loading.loader import EvalLoader
+from mae.data.loading.evaluation import evaluation_batches
 from mae.errors import DataError
 from mae.evaluation.features import Embedder, FrozenArm, embedding_precision, select
 from mae.evaluation.labelled import EVALUATION_BATCH, LabelledSplit
@@ -132,14 +132,11 @@ def _chunks(arm: FrozenArm, split: LabelledSplit, params: Params, place: Place) 
     side by side give the same bits.
     """
     embedder = Embedder(arm, place.device)
-    loader = EvalLoader(
+    loader = evaluation_batches(
         split.reader,
-        height=arm.height,
-        width=arm.width,
-        resize=arm.resize,
-        batch=EVALUATION_BATCH,
+        arm,
         workers=params.runtime.workers,
-        cache_mb=0,
+        batch=EVALUATION_BATCH,
         positions=_positions_here(split, place),
     )
     mine = iter(loader)

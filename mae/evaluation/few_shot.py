@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.evaluation.arms import frozen_arms, words
+from mae.evaluation.arms import frozen_arms
 from mae.evaluation.feature_cache import features_of
 from mae.evaluation.intervals import interval_over_seeds
 from mae.evaluation.labelled import (
@@ -23,7 +23,7 @@ from mae.evaluation.labelled import (
 )
 from mae.evaluation.logistic import fit_logistic
 from mae.evaluation.opening import open_labelled
-from mae.evaluation.outcome import Compared, Outcome, mean_and_std
+from mae.evaluation.outcome import Compared, Outcome, compared, mean_and_std, suffix_of
 from mae.evaluation.scores import measure_scores
 from mae.params import Params
 from mae.training.devices import Place
@@ -134,7 +134,7 @@ def _accuracy(
 def _numbers(accuracies: dict[str, dict[str, list[float]]]) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for name, of_arm in accuracies.items():
-        suffix = "" if name == "pretrained" else f"_{name}"
+        suffix = suffix_of(name)
         for shots, values in of_arm.items():
             key = f"accuracy_{shots}{suffix}"
             numbers[key], numbers[f"{key}_std"] = mean_and_std(values)
@@ -145,18 +145,14 @@ def _comparisons(
     drawn: list[Shots], accuracies: dict[str, dict[str, list[float]]], images: int
 ) -> list[Compared]:
     return [
-        Compared(
-            task=f"Few-shot, {shots.in_words}",
-            metric="top-1 accuracy",
-            pretrained=tuple(accuracies["pretrained"][shots.name]),
-            baseline=words(name),
-            values=tuple(of_arm[shots.name]),
-            paired=True,
-            images=images,
-        )
+        one
         for shots in drawn
-        for name, of_arm in accuracies.items()
-        if name != "pretrained"
+        for one in compared(
+            f"Few-shot, {shots.in_words}",
+            {name: of_arm[shots.name] for name, of_arm in accuracies.items()},
+            images,
+            paired=True,
+        )
     ]
 
 

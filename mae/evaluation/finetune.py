@@ -13,13 +13,13 @@ from mae.evaluation.budgets import (
     budget_name,
     budget_words,
     check_budget,
-    compared,
     described_over_seeds,
     measure,
+    top1_of,
 )
 from mae.evaluation.learning import Adapt, Setting, learning_arms
 from mae.evaluation.opening import open_labelled
-from mae.evaluation.outcome import Compared, Outcome
+from mae.evaluation.outcome import Compared, Outcome, compared, suffix_of
 from mae.evaluation.published import expected
 from mae.model.freezing import freeze_first
 from mae.params import LabelBudget, Params
@@ -60,7 +60,9 @@ def run(params: Params, shards: Path, pretrained: Path, place: Place, pictures: 
         name = budget_name(budget)
         numbers |= _numbers(name, measured)
         task = f"Fine-tuning, {budget_words(budget)}"
-        comparisons += compared(task, measured, len(setting.test), deciding=["scratch"])
+        comparisons += compared(
+            task, top1_of(measured), len(setting.test), paired=True, deciding=["scratch"]
+        )
         detail[name] = _described(params, budget, measured, info.classes)
         LOG.info(
             "finetune: %s: %.3f pretrained, %.3f from scratch",
@@ -97,7 +99,7 @@ def _numbers(name: str, arms: dict[str, Measured]) -> dict[str, float]:
     """Return mean and deviation over the seeds (one has none), and the gain, pair by pair."""
     numbers: dict[str, float] = {}
     for arm, measured in arms.items():
-        suffix = "" if arm == "pretrained" else f"_{arm}"
+        suffix = suffix_of(arm)
         numbers |= described_over_seeds(f"accuracy_{name}{suffix}", measured.top1)
     pairs = zip(arms["pretrained"].top1, arms["scratch"].top1, strict=True)
     return numbers | described_over_seeds(f"gain_{name}", [warm - cold for warm, cold in pairs])

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from mae.errors import DataError
-from mae.evaluation.arms import frozen_arms, words
+from mae.evaluation.arms import frozen_arms
 from mae.evaluation.feature_cache import features_of
 from mae.evaluation.labelled import LabelledSplit
 from mae.evaluation.minival import minival_rows
 from mae.evaluation.neighbours import Bank, knn_votes
 from mae.evaluation.opening import open_labelled
-from mae.evaluation.outcome import Compared, Outcome
+from mae.evaluation.outcome import Outcome, compared
 from mae.evaluation.published import expected
 from mae.evaluation.scores import Scores, measure_scores
 from mae.params import KnnParams, Params
@@ -79,17 +79,10 @@ def run(params: Params, shards: Path, pretrained: Path, place: Place, pictures: 
             **ours.scores.numbers(),
             "k": ours.k,
         },
-        comparisons=tuple(
-            Compared(
-                task="k nearest neighbours",
-                metric="top-1 accuracy",
-                pretrained=(ours.scores.top1,),
-                baseline=words(name),
-                values=(result.scores.top1,),
-                images=len(test),
-            )
-            for name, result in results.items()
-            if name != "pretrained"
+        comparisons=compared(
+            "k nearest neighbours",
+            {name: [result.scores.top1] for name, result in results.items()},
+            len(test),
         ),
         detail={
             **{name: result.to_dict(info.classes) for name, result in results.items()},

@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae.evaluation.arms import words
+from mae.evaluation.drawing import colours_of
 from mae.evaluation.label_curves import Curves, Point
 from mae.files import replacing_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; the encoder's own stands out.
-_COLOURS = {"pretrained": "#0072B2", "random": "#999999", "scratch": "#D55E00", "pixels": "#E69F00"}
-_OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#000000")
 _TITLES = {"knn": "k-NN", "logistic": "Logistic regression", "finetune": "Fine-tuning"}
 _INK, _LINE = "#444444", "#DDDDDD"
 
@@ -70,7 +68,7 @@ def _draw(curves: Curves, path: Path) -> None:
 
 
 def _panel(axes: "Axes", arms: dict[str, list[Point]]) -> None:
-    colours = _colours(arms)
+    colours = colours_of(arms)
     for arm, points in arms.items():
         labels = [point.labels for point in points]
         means = [100 * point.mean for point in points]
@@ -92,7 +90,7 @@ def _panel(axes: "Axes", arms: dict[str, list[Point]]) -> None:
 
 def _label_lines(axes: "Axes", arms: dict[str, list[Point]]) -> None:
     """Write each arm's name beside the end of its line, moved up or down where two would meet."""
-    colours = _colours(arms)
+    colours = colours_of(arms)
     bottom, top = axes.get_ylim()
     gap = (top - bottom) * 0.062
     ends = sorted((100 * points[-1].mean, arm) for arm, points in arms.items())
@@ -113,8 +111,3 @@ def _label_lines(axes: "Axes", arms: dict[str, list[Point]]) -> None:
 
 def _intervals(points: list[Point]) -> list[tuple[float, float]]:
     return [point.interval for point in points]
-
-
-def _colours(arms: dict[str, list[Point]]) -> dict[str, str]:
-    others = iter(_OTHERS * len(arms))
-    return {arm: _COLOURS.get(arm) or next(others) for arm in arms}

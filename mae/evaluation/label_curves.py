@@ -9,7 +9,7 @@ from typing import Any
 
 from mae.evaluation.arms import words
 from mae.evaluation.intervals import interval_over_seeds, wilson
-from mae.evaluation.outcome import Compared, mean_and_std
+from mae.evaluation.outcome import Compared, mean_and_std, suffix_of
 
 # The most decided first: fine-tuning is what MAE is for.
 _TELLING = ("finetune", "logistic", "knn")
@@ -82,7 +82,7 @@ class Curves:
         numbers: dict[str, float] = {}
         for protocol, arms in self.by_protocol.items():
             for arm, points in arms.items():
-                suffix = "" if arm == "pretrained" else f"_{arm}"
+                suffix = suffix_of(arm)
                 for point in points:
                     key = f"accuracy_{protocol}_{share_name(point.share)}{suffix}"
                     numbers[key], deviation = mean_and_std(point.accuracies)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from mae.data.dataset import DatasetInfo, read_dataset_info
+from mae.data.loading.evaluation import Frame, evaluation_batches, evenly_spread
 from mae.data.loading.loader import EvalLoader
 from mae.data.reader import ShardReader
 from mae.errors import DataError
 from mae.hashing import permutation
-from mae.model.artifact import EncoderArtifact
-from mae.params import RuntimeParams
 
 LOG = logging.getLogger(__name__)
 
@@ -45,23 +44,14 @@ class LabelledSplit:
         """Return some of these images: rows int64 (m,) count from the first of them."""
         return replace(self, positions=self.positions[rows], labels=self.labels[rows])
 
-    def loader(
-        self, artifact: EncoderArtifact, runtime: RuntimeParams, cache_mb: int
-    ) -> EvalLoader:
-        """Return these images once, in order, as the pretrained encoder expects them.
+    def evenly_spread(self, at_most: int) -> "LabelledSplit":
+        """Return `at_most` of these images, evenly apart, or all where there are no more."""
+        return self.take(evenly_spread(len(self), at_most))
 
-        cache_mb: decoded images to keep, for whoever reads them more than once.
-        """
-        architecture = artifact.encoder.architecture
-        return EvalLoader(
-            self.reader,
-            height=architecture.height,
-            width=architecture.width,
-            resize=artifact.resize,
-            batch=EVALUATION_BATCH,
-            workers=runtime.workers,
-            cache_mb=cache_mb,
-            positions=self.positions,
+    def batches(self, frame: Frame, workers: int, batch: int = EVALUATION_BATCH) -> EvalLoader:
+        """Return these images once, in order, as `frame` shows them."""
+        return evaluation_batches(
+            self.reader, frame, workers=workers, batch=batch, positions=self.positions
         )
 
     def without_images(self, classes: Sequence[str]) -> list[str]:
@@ -103,8 +93,7 @@ def all_images(shards: Path, split: str, at_most: int | None = None) -> Labelled
     """Return the images of a split with or without a label, -1 for none; where there are more
     than `at_most`, so many spread evenly. Raises DataError when there are none."""
     reader = ShardReader(shards, split)
-    count = len(reader) if at_most is None else min(at_most, len(reader))
-    positions = torch.arange(count) * len(reader) // count
+    positions = evenly_spread(len(reader), at_most)
     return LabelledSplit(split, reader, positions, reader.labels[positions])
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mae.evaluation.arms import frozen_arms, words
+from mae.evaluation.arms import frozen_arms
 from mae.evaluation.feature_cache import features_of
 from mae.evaluation.logistic import fit_logistic
 from mae.evaluation.minival import best_along, minival_rows
 from mae.evaluation.opening import open_labelled
-from mae.evaluation.outcome import Compared, Outcome
+from mae.evaluation.outcome import Compared, Outcome, compared
 from mae.evaluation.scores import Scores, measure_predicted, measure_scores
 from mae.params import Params
 from mae.training.devices import Place
@@ -155,15 +155,11 @@ def _numbers(results: dict[str, dict[str, LinearResult]]) -> dict[str, float]:
 
 def _comparisons(results: dict[str, dict[str, LinearResult]], images: int) -> tuple[Compared, ...]:
     return tuple(
-        Compared(
-            task=_TASKS[classifier],
-            metric="top-1 accuracy",
-            pretrained=(by_arm["pretrained"].scores.top1,),
-            baseline=words(name),
-            values=(result.scores.top1,),
-            images=images,
-        )
+        one
         for classifier, by_arm in results.items()
-        for name, result in by_arm.items()
-        if name != "pretrained"
+        for one in compared(
+            _TASKS[classifier],
+            {name: [result.scores.top1] for name, result in by_arm.items()},
+            images,
+        )
     )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mae.data.loading.loader import TrainLoader
-from mae.evaluation.arms import frozen_arms, words
+from mae.evaluation.arms import frozen_arms
 from mae.evaluation.feature_cache import features_of
 from mae.evaluation.feature_loader import FeatureLoader
 from mae.evaluation.features import Embedder, FrozenArm, select
@@ -30,7 +30,7 @@ from mae.evaluation.intervals import interval_over_seeds
 from mae.evaluation.labelled import LabelledSplit
 from mae.evaluation.minival import minival_rows
 from mae.evaluation.opening import open_labelled
-from mae.evaluation.outcome import Compared, Outcome
+from mae.evaluation.outcome import Outcome, compared, suffix_of
 from mae.evaluation.published import expected
 from mae.evaluation.scores import Scores, mean_numbers, measure_scores
 from mae.hashing import stream
@@ -271,21 +271,12 @@ def run(params: Params, shards: Path, pretrained: Path, place: Place, pictures: 
     ours = probed["pretrained"]
     numbers: dict[str, float] = {"blr": ours.blr}
     for name, one in probed.items():
-        numbers |= mean_numbers(one.runs, "" if name == "pretrained" else f"_{name}")
+        numbers |= mean_numbers(one.runs, suffix_of(name))
     return Outcome(
         PROTOCOL,
         numbers=numbers,
-        comparisons=tuple(
-            Compared(
-                task="Linear probe",
-                metric="top-1 accuracy",
-                pretrained=ours.accuracies,
-                baseline=words(name),
-                values=one.accuracies,
-                images=len(test),
-            )
-            for name, one in probed.items()
-            if name != "pretrained"
+        comparisons=compared(
+            "Linear probe", {name: one.accuracies for name, one in probed.items()}, len(test)
         ),
         detail={
             **{name: one.to_dict(info.classes) for name, one in probed.items()},

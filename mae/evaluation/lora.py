@@ -8,10 +8,10 @@ adapters of its own shows what they learn without pretraining.
 from dataclasses import replace
 from pathlib import Path
 
-from mae.evaluation.budgets import budget_words, check_budget, compared, measure
+from mae.evaluation.budgets import budget_words, check_budget, measure, top1_of
 from mae.evaluation.learning import Setting, frozen_start_arms, why_no_blocks
 from mae.evaluation.opening import open_labelled
-from mae.evaluation.outcome import Outcome
+from mae.evaluation.outcome import Outcome, compared
 from mae.model.freezing import learn_only
 from mae.model.heads import Classifier
 from mae.model.lora import add_adapters
@@ -54,7 +54,7 @@ def run(params: Params, shards: Path, pretrained: Path, place: Place, pictures: 
     return Outcome(
         PROTOCOL,
         numbers,
-        compared(task, measured, len(setting.test)),
+        compared(task, top1_of(measured), len(setting.test), paired=True),
         detail={
             "images": {split.name: len(split) for split in (setting.train, setting.test)},
             "recipe": optim.describe(measured["pretrained"].runs[0].labels),

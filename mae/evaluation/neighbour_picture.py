@@ -9,12 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mae.data.loading.loader import EvalLoader
+from mae.evaluation.drawing import write_png
 from mae.evaluation.features import FrozenArm
 from mae.evaluation.labelled import LabelledSplit
 from mae.evaluation.neighbours import nearest
 from mae.evaluation.scene_pictures import as_rgb
-from mae.files import replacing_file
 from mae.params import RuntimeParams
 
 # Blue and orange of Okabe and Ito's, which the colour-blind tell apart; full or dashed besides.
@@ -91,8 +90,7 @@ def draw_neighbours(rows: list[tuple[Shown, list[Shown]]], path: Path) -> None:
     labels = "; full blue frame: of the query's class, dashed orange: of another" if known else ""
     caption = f"In brackets: the cosine of the features{labels}."
     figure.text(0.5, 0.2 * margin, caption, ha="center", va="bottom", fontsize=8)
-    with replacing_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
+    write_png(figure, path)
 
 
 def _show(axis: Any, shown: Shown) -> None:
@@ -108,16 +106,7 @@ def _show(axis: Any, shown: Shown) -> None:
 
 def _views(images: LabelledSplit, arm: FrozenArm, runtime: RuntimeParams) -> list[NDArray]:
     """Return the images (H, W, C) as stored, in the frame that the encoder sees."""
-    loader = EvalLoader(
-        images.reader,
-        positions=images.positions,
-        height=arm.height,
-        width=arm.width,
-        resize=arm.resize,
-        batch=len(images),
-        workers=runtime.workers,
-        cache_mb=0,
-    )
+    loader = images.batches(arm, runtime.workers, len(images))
     return [view for batch in loader for view in batch.images.permute(0, 2, 3, 1).numpy()]
 
 

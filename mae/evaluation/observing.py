@@ -124,21 +124,10 @@ class Observer:
         rows = usable.nonzero()[:, 0]
         if not len(rows):
             return None
-        count = min(_BANK * len(self._held_out), len(rows))
-        return train.take(rows[torch.arange(count) * len(rows) // count])
+        return train.take(rows).evenly_spread(_BANK * len(self._held_out))
 
     def _loader(self, images: LabelledSplit) -> EvalLoader:
-        model = self._params.model
-        return EvalLoader(
-            images.reader,
-            positions=images.positions,
-            height=model.height,
-            width=model.width,
-            resize=model.resize,
-            batch=_BATCH,
-            workers=self._params.runtime.workers,
-            cache_mb=0,
-        )
+        return images.batches(self._params.model, self._params.runtime.workers, _BATCH)
 
     # --- numbers ------------------------------------------------------------------------------
 

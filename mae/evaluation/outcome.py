@@ -10,9 +10,11 @@ the same Outcome; the leading one draws.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from mae.evaluation.arms import words
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,40 @@ class Outcome:
     detail: dict[str, Any] = field(default_factory=dict)
     expected: dict[str, Any] | None = None
     skipped: str | None = None
+
+
+def compared(
+    task: str,
+    values: Mapping[str, Sequence[float]],
+    images: int,
+    *,
+    metric: str = "top-1 accuracy",
+    paired: bool = False,
+    deciding: Sequence[str] = (),
+) -> tuple[Compared, ...]:
+    """Return the arm `pretrained` beside each other one; values: by arm, one for each seed.
+
+    deciding: the names of the baselines that count.
+    """
+    return tuple(
+        Compared(
+            task=task,
+            metric=metric,
+            pretrained=tuple(values["pretrained"]),
+            baseline=words(name),
+            values=tuple(reached),
+            paired=paired,
+            images=images,
+            deciding=name in deciding,
+        )
+        for name, reached in values.items()
+        if name != "pretrained"
+    )
+
+
+def suffix_of(arm: str) -> str:
+    """Return what the names of an arm's numbers end in: nothing for the pretrained encoder's."""
+    return "" if arm == "pretrained" else f"_{arm}"
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:

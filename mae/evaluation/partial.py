@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mae.evaluation.arms import words
-from mae.evaluation.budgets import Measured, budget_words, check_budget, compared, measure
+from mae.evaluation.budgets import Measured, budget_words, check_budget, measure, top1_of
+from mae.evaluation.drawing import colours_of, write_png
 from mae.evaluation.learning import LearningArm, Setting, frozen_start_arms, why_no_blocks
 from mae.evaluation.opening import open_labelled
-from mae.evaluation.outcome import Compared, Outcome
+from mae.evaluation.outcome import Compared, Outcome, compared, suffix_of
 from mae.model.freezing import last_blocks, learn_only
 from mae.model.heads import Classifier
 from mae.params import Params
@@ -87,7 +88,7 @@ def _numbers(measured: dict[float, dict[str, Measured]]) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for count, by_arm in measured.items():
         for name, one in by_arm.items():
-            suffix = "" if name == "pretrained" else f"_{name}"
+            suffix = suffix_of(name)
             numbers |= one.numbers(f"accuracy_{_key(count)}{suffix}")
     return numbers
 
@@ -103,7 +104,7 @@ def _comparisons(
     """Most blocks first: there the encoder could do most."""
     found: list[Compared] = []
     for count, by_arm in sorted(measured.items(), reverse=True):
-        found += compared(f"{_in_words(count)}, {budget}", by_arm, images)
+        found += compared(f"{_in_words(count)}, {budget}", top1_of(by_arm), images, paired=True)
     return tuple(found)
 
 
@@ -127,14 +128,11 @@ def draw_by_blocks(path: Path, measured: dict[float, dict[str, Measured]], budge
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    from mae.files import replacing_file
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained", dpi=144)
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = figure.add_subplot()
     counts = list(measured)
     places = range(len(counts))  # a step each: halves and whole blocks are all of interest
-    names = list(next(iter(measured.values())))
-    for name, colour in zip(names, _colours(len(names)), strict=True):
+    for name, colour in colours_of(next(iter(measured.values()))).items():
         means: list[Any] = [sum(m[name].top1) / len(m[name].top1) for m in measured.values()]
         lows = [min(m[name].top1) for m in measured.values()]
         highs = [max(m[name].top1) for m in measured.values()]
@@ -156,11 +154,4 @@ def draw_by_blocks(path: Path, measured: dict[float, dict[str, Measured]], budge
     axes.set_title(f"Partial fine-tuning, {budget}", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    with replacing_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-
-
-def _colours(count: int) -> list[str]:
-    """Return colours that colour-blind readers tell apart (Okabe and Ito)."""
-    palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-    return [palette[index % len(palette)] for index in range(count)]
+    write_png(figure, path, dpi=144)

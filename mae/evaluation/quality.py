@@ -15,13 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from mae.data.dataset import DatasetInfo, read_dataset_info
-from mae.data.loading.loader import EvalLoader
 from mae.evaluation.arms import frozen_arm, frozen_arms
 from mae.evaluation.earlier import earlier_encoders
 from mae.evaluation.feature_cache import features_of
 from mae.evaluation.features import FrozenArm, check_encoder_fits
-from mae.evaluation.labelled import EVALUATION_BATCH, LabelledSplit, all_images
-from mae.evaluation.outcome import Outcome
+from mae.evaluation.labelled import LabelledSplit, all_images
+from mae.evaluation.outcome import Outcome, suffix_of
 from mae.evaluation.spectrum import (
     alpha,
     effective_rank,
@@ -145,7 +144,7 @@ def _of(arm: FrozenArm) -> tuple[FrozenFeature, ...]:
 def _flat(spreads: dict[str, dict[FrozenFeature, Spread]]) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for name, by_feature in spreads.items():
-        suffix = "" if name == "pretrained" else f"_{name}"
+        suffix = suffix_of(name)
         for which, spread in by_feature.items():
             for quantity, value in spread.numbers.items():
                 numbers[f"{quantity}{_FEATURES[which]}{suffix}"] = value
@@ -160,16 +159,7 @@ def _held_out_loss(
         return None
     artifact = load_autoencoder(pretrained)
     model = artifact.autoencoder.to(place.device)
-    batches = EvalLoader(
-        images.reader,
-        positions=images.positions,
-        height=model.params.height,
-        width=model.params.width,
-        resize=model.params.resize,
-        batch=EVALUATION_BATCH,
-        workers=params.runtime.workers,
-        cache_mb=0,
-    )
+    batches = images.batches(model.params, params.runtime.workers)
     return masked_loss_over(batches, model, artifact.statistics, place.device)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mae.data.dataset import DatasetInfo, read_dataset_info
 from mae.errors import DataError
-from mae.evaluation.arms import frozen_arm, frozen_arms, words
+from mae.evaluation.arms import frozen_arm, frozen_arms
 from mae.evaluation.feature_cache import features_of
 from mae.evaluation.features import FrozenArm, check_encoder_fits
 from mae.evaluation.labelled import (
@@ -23,7 +23,7 @@ from mae.evaluation.labelled import (
     why_not_classifiable,
 )
 from mae.evaluation.neighbour_picture import draw_neighbours, neighbours_of
-from mae.evaluation.outcome import Compared, Outcome
+from mae.evaluation.outcome import Outcome, compared, suffix_of
 from mae.model.artifact import EncoderArtifact, load_encoder
 from mae.params import Params
 from mae.training.devices import Place
@@ -69,11 +69,16 @@ def run(params: Params, shards: Path, pretrained: Path, place: Place, pictures: 
     _draw(params, arms["pretrained"], gallery, queries, info.classes, place, pictures)
     numbers: dict[str, float] = {}
     for name, result in results.items():
-        numbers |= result.numbers("" if name == "pretrained" else f"_{name}")
+        numbers |= result.numbers(suffix_of(name))
     return Outcome(
         PROTOCOL,
         numbers=numbers,
-        comparisons=_comparisons(results, len(queries)),
+        comparisons=compared(
+            "Retrieval",
+            {name: [result.average_precision] for name, result in results.items()},
+            len(queries),
+            metric="mean average precision",
+        ),
         detail={
             "images": {"gallery": len(gallery), "queries": len(queries)},
             "remarks": left_out,
@@ -161,22 +166,6 @@ def _usable(ks: Sequence[int], images: int, shards: Path) -> tuple[list[int], li
     listed = ", ".join(map(str, too_large))
     sentence = f"k of {listed} is left out: the gallery has {images} images."
     return usable, [sentence] if too_large else []
-
-
-def _comparisons(results: dict[str, Retrieval], queries: int) -> tuple[Compared, ...]:
-    own = results["pretrained"]
-    return tuple(
-        Compared(
-            task="Retrieval",
-            metric="mean average precision",
-            pretrained=(own.average_precision,),
-            baseline=words(name),
-            values=(result.average_precision,),
-            images=queries,
-        )
-        for name, result in results.items()
-        if name != "pretrained"
-    )
 
 
 # --- picture ----------------------------------------------------------------------------------

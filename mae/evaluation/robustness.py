@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from mae.data.loading.batch import Batch
-from mae.data.loading.loader import EvalLoader
+from mae.data.loading.evaluation import evaluation_batches
 from mae.evaluation.arms import frozen_arms, words
 from mae.evaluation.corruptions import corrupt
+from mae.evaluation.drawing import colours_of, write_png
 from mae.evaluation.feature_cache import features_of
 from mae.evaluation.features import Embedder, FrozenArm, select
 from mae.evaluation.labelled import LabelledSplit
 from mae.evaluation.logistic import LinearModel, choose_logistic, fit_logistic
 from mae.evaluation.minival import minival_rows
 from mae.evaluation.opening import open_labelled
-from mae.evaluation.outcome import Compared, Outcome
+from mae.evaluation.outcome import Outcome, compared, suffix_of
 from mae.evaluation.scores import Scores, measure_predicted
 from mae.files import replacing_file
 from mae.params import FrozenFeature, Params
@@ -56,17 +57,11 @@ class View:
         mine = split.positions.split(_BATCH)[rank::world]
         if not mine:
             return iter(())
-        loader = EvalLoader(
-            split.reader,
-            height=self.height,
-            width=self.width,
-            resize=self.resize,
-            batch=_BATCH,
-            workers=workers,
-            cache_mb=0,
-            positions=torch.cat(mine),
+        return iter(
+            evaluation_batches(
+                split.reader, self, workers=workers, batch=_BATCH, positions=torch.cat(mine)
+            )
         )
-        return iter(loader)
 
 
 @dataclass(frozen=True)
@@ -130,7 +125,7 @@ def run(params: Params, shards: Path, pretrained: Path, place: Place, pictures: 
         return Outcome(PROTOCOL, skipped=opened)
     _, artifact, train, test = opened
     wanted = params.evaluate.robustness
-    measured = spread_evenly(test, wanted.images)
+    measured = test.evenly_spread(wanted.images)
     found, cs = {}, {}
     for name, arm in frozen_arms(params, artifact, pixels=True).items():
         classifier = learn_classifier(arm, train, wanted.feature, params, place)
@@ -142,13 +137,17 @@ def run(params: Params, shards: Path, pretrained: Path, place: Place, pictures: 
     if place.leads:
         write_table(found, pictures / "robustness.csv")
         draw(found, pictures / "robustness.png")
-    numbers = [
-        result.numbers("" if name == "pretrained" else f"_{name}") for name, result in found.items()
-    ]
+    numbers = [result.numbers(suffix_of(name)) for name, result in found.items()]
     return Outcome(
         PROTOCOL,
         numbers={key: value for part in numbers for key, value in part.items()},
-        comparisons=_comparisons(found, len(measured)),
+        comparisons=compared(
+            "Corrupted images, classifier learned on clean ones",
+            {name: [result.mean] for name, result in found.items()},
+            len(measured),
+            metric="mean top-1 accuracy",
+            paired=True,
+        ),
         detail={
             "images": {"train": len(train), "test": len(measured)},
             "feature": wanted.feature,
@@ -156,12 +155,6 @@ def run(params: Params, shards: Path, pretrained: Path, place: Place, pictures: 
             "accuracy": {name: result.to_dict() for name, result in found.items()},
         },
     )
-
-
-def spread_evenly(split: LabelledSplit, at_most: int) -> LabelledSplit:
-    """Return `at_most` images of the split, spread evenly, or all where there are no more."""
-    count = min(at_most, len(split))
-    return split.take(torch.arange(count) * len(split) // count)
 
 
 def learn_classifier(
@@ -217,23 +210,6 @@ def measure_under_corruptions(
     return Robustness(clean, dict(zip(conditions, corrupted, strict=True)))
 
 
-def _comparisons(found: dict[str, Robustness], images: int) -> tuple[Compared, ...]:
-    own = found["pretrained"]
-    return tuple(
-        Compared(
-            task="Corrupted images, classifier learned on clean ones",
-            metric="mean top-1 accuracy",
-            pretrained=(own.mean,),
-            baseline=words(name),
-            values=(other.mean,),
-            paired=True,
-            images=images,
-        )
-        for name, other in found.items()
-        if name != "pretrained"
-    )
-
-
 def write_table(found: dict[str, Robustness], path: Path) -> None:
     """Write a CSV file with a row for each encoder, corruption and severity; clean is 0."""
     with (
@@ -255,7 +231,8 @@ def draw(found: dict[str, Robustness], path: Path) -> None:
     from matplotlib.figure import Figure
 
     corruptions = found["pretrained"].corruptions
-    figure = Figure(figsize=(2.6 * len(corruptions) + 0.8, 2.9), dpi=110, layout="constrained")
+    colours = colours_of(found)
+    figure = Figure(figsize=(2.6 * len(corruptions) + 0.8, 2.9), layout="constrained")
     panels = figure.subplots(1, len(corruptions), sharey=True, squeeze=False)[0]
     for panel, corruption in zip(panels, corruptions, strict=True):
         for name, result in found.items():
@@ -271,6 +248,7 @@ def draw(found: dict[str, Robustness], path: Path) -> None:
                 marker="o",
                 markersize=3,
                 linewidth=width,
+                color=colours[name],
                 label=words(name),
             )
         panel.set_title(corruption)
@@ -279,5 +257,4 @@ def draw(found: dict[str, Robustness], path: Path) -> None:
         panel.grid(axis="y", linewidth=0.5, alpha=0.5)
     panels[0].set_ylabel("top-1 accuracy")
     panels[-1].legend(fontsize=8)
-    with replacing_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+    write_png(figure, path, dpi=110)

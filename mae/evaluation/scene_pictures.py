@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mae.data.annotations import draw_mask
+from mae.evaluation.drawing import write_png
 from mae.files import replacing_file
 
 
@@ -36,8 +37,7 @@ def draw_predictions(
         sure = sorted(found, key=lambda one: -one["score"])[: len(truth)]
         for axis, annotations in zip(row, (truth, sure), strict=True):
             draw_scene(axis, image, annotations, names)
-    with replacing_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
+    write_png(figure, path)
 
 
 def draw_scene(

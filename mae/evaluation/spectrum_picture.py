@@ -5,10 +5,8 @@ from pathlib import Path
 from torch import Tensor
 
 from mae.evaluation.arms import words
-from mae.files import replacing_file
+from mae.evaluation.drawing import colours_of, write_png
 
-# Okabe and Ito's colours, which the colour-blind tell apart; baselines are dashed as well.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _SMALLEST = 1e-9  # share of the variance below which there is but rounding
 
 
@@ -23,7 +21,8 @@ def draw_spectra(spectra: dict[str, Tensor], path: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for index, (name, spectrum) in enumerate(spectra.items()):
+    colours = colours_of(spectra)
+    for name, spectrum in spectra.items():
         if not spectrum.sum() > 0:
             continue
         shares = (spectrum / spectrum.sum()).cpu().numpy()
@@ -31,7 +30,7 @@ def draw_spectra(spectra: dict[str, Tensor], path: Path) -> None:
         axes.plot(
             range(1, len(shares) + 1),
             shares,
-            color=_COLOURS[index % len(_COLOURS)],
+            color=colours[name],
             linestyle="-" if name == "pretrained" else "--",
             label=words(name),
         )
@@ -40,5 +39,4 @@ def draw_spectra(spectra: dict[str, Tensor], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
         axes.legend(frameon=False)
-    with replacing_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
+    write_png(figure, path)

@@ -23,7 +23,7 @@ from mae.evaluation.features import check_encoder_fits
 from mae.evaluation.labelled import LabelledSplit, train_and_test, why_not_classifiable
 from mae.evaluation.logistic import LinearModel
 from mae.evaluation.outcome import Compared, Outcome
-from mae.evaluation.robustness import Condition, View, learn_classifier, spread_evenly
+from mae.evaluation.robustness import Condition, View, learn_classifier
 from mae.files import replacing_file
 from mae.model.artifact import load_autoencoder, load_encoder
 from mae.model.autoencoder import Autoencoder
@@ -82,7 +82,7 @@ def run(params: Params, shards: Path, pretrained: Path, place: Place, pictures: 
     check_encoder_fits(artifact, info)
     wanted = params.evaluate.test_time
     train, test = train_and_test(shards)
-    measured = spread_evenly(test, wanted.images)
+    measured = test.evenly_spread(wanted.images)
     arm = frozen_arm("pretrained", artifact)
     classifier = learn_classifier(arm, train, wanted.feature, params, place)
     whole = load_autoencoder(pretrained)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mae.data.loading.loader import EvalLoader
+from mae.data.loading.evaluation import evaluation_batches, evenly_spread
 from mae.data.reader import ShardReader
 from mae.errors import CheckpointError
 from mae.files import replacing_file
@@ -54,16 +54,12 @@ def _patches(params: Params, reader: ShardReader) -> Iterator[Tensor]:
     """Yield normalised patches (n, P) of images as evaluation sees them, those with data."""
     model = params.model
     normalize = PixelNormalizer(reader.info.statistics)
-    count = min(_IMAGES, len(reader))
-    batches = EvalLoader(
+    batches = evaluation_batches(
         reader,
-        positions=torch.arange(count) * len(reader) // count,
-        height=model.height,
-        width=model.width,
-        resize=model.resize,
-        batch=256,
+        model,
         workers=params.runtime.workers,
-        cache_mb=0,
+        batch=256,
+        positions=evenly_spread(len(reader), _IMAGES),
     )
     for batch in batches:
         stored = batch.images

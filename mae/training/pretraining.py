@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mae.data.loading.batch import Batch
+from mae.data.loading.evaluation import evaluation_batches, evenly_spread
 from mae.data.loading.loader import EvalLoader, TrainLoader
 from mae.data.reader import ShardReader
 from mae.errors import ParamsError
@@ -169,16 +170,12 @@ def _jpeg_device(params: Params, place: Place) -> torch.device | None:
 def held_out(params: Params, shards: Path, batch: int, at_most: int | None = None) -> EvalLoader:
     """Return the images of the val split as evaluation sees them: all, or some spread evenly."""
     reader = ShardReader(shards, "val")
-    count = len(reader) if at_most is None else min(at_most, len(reader))
-    return EvalLoader(
+    return evaluation_batches(
         reader,
-        positions=torch.arange(count) * len(reader) // count,
-        height=params.model.height,
-        width=params.model.width,
-        resize=params.model.resize,
-        batch=batch,
+        params.model,
         workers=params.runtime.workers,
-        cache_mb=0,
+        batch=batch,
+        positions=evenly_spread(len(reader), at_most),
     )
 
 

@@ -20,7 +20,6 @@ from mae.evaluation.robustness import (
     View,
     learn_classifier,
     measure_under_corruptions,
-    spread_evenly,
 )
 from mae.evaluation.scores import measure_predicted
 from mae.model.artifact import load_encoder
@@ -125,11 +124,11 @@ def test_numbers_are_means_of_means() -> None:
 
 def test_some_images_are_spread_over_the_split(digit_shards) -> None:
     _, test = train_and_test(digit_shards)
-    some = spread_evenly(test, 50)
+    some = test.evenly_spread(50)
     assert len(some) == 50
     assert len(some.labels.unique()) == 10
     assert (some.positions.diff() > 0).all()
-    assert torch.equal(spread_evenly(test, 10_000).positions, test.positions)
+    assert torch.equal(test.evenly_spread(10_000).positions, test.positions)
 
 
 def test_the_classifier_is_the_one_that_minival_prefers(
