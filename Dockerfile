@@ -23,10 +23,11 @@ COPY pipelines ./pipelines
 RUN uv pip install --no-deps --no-build-isolation -e .
 
 FROM python:3.11.14-slim-bookworm AS cpu
-# Debian drops superseded versions from its mirrors, so a pinned git would not build for long.
+# git, and ssh to push to where others look. Debian drops superseded versions from its mirrors, so
+# pinned ones would not build for long.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --no-install-recommends --yes git \
+    && apt-get install --no-install-recommends --yes git openssh-client \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 maestro
 ENV PATH=/opt/venv/bin:$PATH \

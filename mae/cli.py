@@ -5,7 +5,6 @@ Every import that takes time is inside the command that needs it, so that `mae -
 
 import logging
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,10 @@ import typer
 
 from mae import __version__
 from mae.cli_data import data_app, print_table
+from mae.cli_embed import Device, classify, embed, search_app
+from mae.cli_export import export
 from mae.cli_runs import runs_app
+from mae.cli_serve import serve
 from mae.cli_weights import weights_app
 from mae.errors import MaestroError
 
@@ -26,17 +28,9 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(runs_app, name="runs")
 app.add_typer(weights_app, name="weights")
-
-
-class FeatureName(StrEnum):
-    cls = "cls"
-    mean = "mean"
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+app.add_typer(search_app, name="search")
+for command in (export, embed, classify, serve):
+    app.command()(command)
 
 
 def main() -> None:
@@ -66,38 +60,6 @@ def _top(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def embed(
-    model: Annotated[Path, typer.Option(help="encoder.onnx, as the export stage wrote it.")],
-    images: Annotated[Path, typer.Option(help="A folder of images, searched to any depth.")],
-    out: Annotated[Path, typer.Option(help="embeddings.parquet, or .npy with its keys beside it.")],
-    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
-    feature: Annotated[
-        FeatureName, typer.Option(help="Class token, or mean of the patch tokens.")
-    ] = FeatureName.cls,
-    device: Annotated[Device, typer.Option(help="auto takes a GPU where one works.")] = Device.auto,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 4,
-) -> None:
-    """Turn every image of a folder into a vector.
-
-    Images that cannot be read are left out and listed in OUT.rejected.csv.
-    """
-    from mae.export.embed import embed_folder
-    from mae.export.session import EncoderSession
-
-    done = embed_folder(
-        EncoderSession(model, device.value),
-        images,
-        out,
-        feature=feature.value,
-        batch=batch,
-        workers=workers,
-    )
-    typer.echo(f"{done.images} images embedded in {out}", err=True)
-    if done.rejected:
-        typer.echo(f"{len(done.rejected)} left out, listed in {done.rejected_file}", err=True)
 
 
 @app.command()

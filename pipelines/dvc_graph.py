@@ -10,10 +10,16 @@ from mae.errors import MaestroError
 
 @dataclass(frozen=True)
 class StageNode:
-    """A stage as `dvc repro` names it, such as 'shard@images', and the stages it needs."""
+    """A stage as `dvc repro` names it, such as 'shard@images', the stages it needs, what it makes.
+
+    Paths count from the root of the project. metrics, plots: those among `outs`.
+    """
 
     name: str
     needs: tuple[str, ...]
+    outs: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    plots: tuple[str, ...] = ()
 
 
 def read_graph(root: Path) -> list[StageNode]:
@@ -30,11 +36,15 @@ def read_graph(root: Path) -> list[StageNode]:
             stages = [stage for stage in repo.index.stages if stage.cmd]
             needed = repo.index.graph.subgraph(stages)
             order = networkx.lexicographical_topological_sort(needed.reverse(), stages.index)
-            name = {stage: _address(stage, Path(repo.root_dir)) for stage in stages}
+            root_dir = Path(repo.root_dir)
+            name = {stage: _address(stage, root_dir) for stage in stages}
             return [
                 StageNode(
                     name[stage],
                     tuple(name[other] for other in stages if needed.has_edge(stage, other)),
+                    outs=_paths(stage.outs, root_dir),
+                    metrics=_paths((out for out in stage.outs if out.metric), root_dir),
+                    plots=_paths((out for out in stage.outs if out.plot), root_dir),
                 )
                 for stage in order
             ]
@@ -48,6 +58,10 @@ def _address(stage: Any, root: Path) -> str:
     if file == "dvc.yaml":
         return stage.name
     return f"{file}:{stage.name}" if getattr(stage, "name", None) else file
+
+
+def _paths(outs: Iterable[Any], root: Path) -> tuple[str, ...]:
+    return tuple(Path(out.fs_path).relative_to(root).as_posix() for out in outs)
 
 
 def with_upstream(graph: list[StageNode], targets: Iterable[str]) -> list[StageNode]:

@@ -1,58 +1,41 @@
-"""Champion or challenger: a pure decision from two sets of numbers and a rule."""
+"""Champion or challenger: a pure decision from numbers and a rule."""
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mae.errors import DataError
-from mae.files import read_json, write_json
+from mae.files import read_json
 from mae.params import GateParams
+from pipelines.decision import DRIFT, Check, Comparison, Decision, NotCompared
 
 Metrics = Mapping[str, float]
 
-
-@dataclass(frozen=True)
-class Check:
-    """One condition: a value held against a bound, and how that went."""
-
-    metric: str
-    rule: Literal["margin", "floor", "max_drop"]
-    challenger: float | None
-    champion: float | None
-    bound: float
-    passed: bool
-    reason: str
+# Accuracies of frozen features on the test images, of which the exam is the part both have met:
+# where that was sat, numbers recorded on other images at other times decide nothing.
+_ON_TEST_IMAGES = ("knn.accuracy", "linear.accuracy", "linear_probe.accuracy")
 
 
-@dataclass(frozen=True)
-class Decision:
-    """`promote`, one sentence of reasons, and every number that led there."""
+def decide(
+    champion: Metrics | None,
+    challenger: Metrics,
+    rule: GateParams,
+    compared: Comparison | NotCompared | None = None,
+) -> Decision:
+    """Compare two sets of metrics; without a champion only floors and ceilings must hold.
 
-    promote: bool
-    reason: str
-    checks: tuple[Check, ...]
-    challenger: dict[str, float]
-    champion: dict[str, float] | None
-
-    def write(self, path: Path) -> None:
-        write_json(path, json.loads(json.dumps(asdict(self)), parse_constant=str))
-
-
-def decide(champion: Metrics | None, challenger: Metrics, rule: GateParams) -> Decision:
-    """Compare two sets of metrics; without a champion only the floors must hold.
-
-    A number that is missing or not finite never passes: what cannot be compared is not promoted.
+    compared: how both did on the same images, where they were asked to. A number that is missing
+    or not finite never passes: what cannot be compared is not promoted.
     """
     checks = [_floor(metric, challenger, bound) for metric, bound in sorted(rule.floors.items())]
+    for metric, bound in sorted(rule.ceilings.items()):
+        checks.append(_ceiling(metric, challenger, bound))
+    remarks: list[str] = []
     if champion is None:
         checks.append(_exists(rule.metric, challenger))
     else:
-        checks.append(_margin(champion, challenger, rule))
-        for metric, bound in sorted(rule.max_drop.items()):
-            checks.append(_max_drop(metric, champion, challenger, bound))
+        checks += _against(champion, challenger, rule, compared, remarks)
     failed = [check.reason for check in checks if not check.passed]
     passed = [check.reason for check in checks]
     return Decision(
@@ -61,7 +44,65 @@ def decide(champion: Metrics | None, challenger: Metrics, rule: GateParams) -> D
         checks=tuple(checks),
         challenger=dict(challenger),
         champion=None if champion is None else dict(champion),
+        comparison=compared if isinstance(compared, Comparison) else None,
+        remarks=tuple(remarks),
     )
+
+
+def _against(
+    champion: Metrics,
+    challenger: Metrics,
+    rule: GateParams,
+    compared: Comparison | NotCompared | None,
+    remarks: list[str],
+) -> list[Check]:
+    checks = []
+    margin = _margin(champion, challenger, rule)
+    if isinstance(compared, Comparison):
+        checks.append(_compared(compared))
+    elif compared is not None and compared.refused:
+        bound = rule.comparison.confidence if rule.comparison else 0.0
+        reason = f"the two cannot be compared on the same images: {compared.reason}"
+        checks.append(Check("exam.accuracy", "comparison", None, None, bound, False, reason))
+    elif compared is not None:
+        remarks.append(f"the recorded metrics decide alone: {compared.reason}")
+    if isinstance(compared, Comparison) and rule.metric in _ON_TEST_IMAGES:
+        remarks.append(f"as recorded, each on the test images of its time: {margin.reason}")
+    else:
+        checks.append(margin)
+    for metric, bound in sorted(rule.max_drop.items()):
+        checks.append(_max_drop(metric, champion, challenger, bound))
+    if rule.max_drift is not None:
+        checks.append(_max_drift(challenger, rule.max_drift))
+    return checks
+
+
+def _compared(found: Comparison) -> Check:
+    passed = found.win_share >= found.confidence
+    reason = (
+        f"on the same {found.images} images the challenger has {found.challenger_accuracy:.2%} "
+        f"right and the champion {found.champion_accuracy:.2%}: it gains more than "
+        f"{found.margin:g} in {found.win_share:.1%} of resamples, "
+        f"{'at least' if passed else 'fewer than'} {found.confidence:.0%}"
+    )
+    challenger, champion = found.challenger_accuracy, found.champion_accuracy
+    metric = "exam.accuracy"
+    return Check(metric, "comparison", challenger, champion, found.confidence, passed, reason)
+
+
+def _max_drift(challenger: Metrics, bound: float) -> Check:
+    found = {name: value for name, value in challenger.items() if name.startswith(DRIFT)}
+    if not found:
+        reason = "how far the data have moved was not measured: see validate.drift"
+        return Check("drift", "max_drift", None, None, bound, False, reason)
+    worst = max(found, key=lambda name: (not math.isfinite(found[name]), found[name]))
+    value = _number(found, worst)
+    passed = value is not None and value <= bound
+    reason = (
+        f"{worst.removeprefix(DRIFT)} of the data moved most, by {_show(value)}, "
+        f"{'within' if passed else 'beyond'} {bound:g}"
+    )
+    return Check(worst, "max_drift", value, None, bound, passed, reason)
 
 
 def _number(metrics: Metrics, metric: str) -> float | None:
@@ -74,6 +115,13 @@ def _floor(metric: str, challenger: Metrics, bound: float) -> Check:
     passed = value is not None and value >= bound
     reason = f"{metric} {_show(value)} {'reaches' if passed else 'misses'} the floor {bound:g}"
     return Check(metric, "floor", value, None, bound, passed, reason)
+
+
+def _ceiling(metric: str, challenger: Metrics, bound: float) -> Check:
+    value = _number(challenger, metric)
+    passed = value is not None and value <= bound
+    reason = f"{metric} {_show(value)} {'keeps to' if passed else 'breaks'} the ceiling {bound:g}"
+    return Check(metric, "ceiling", value, None, bound, passed, reason)
 
 
 def _exists(metric: str, challenger: Metrics) -> Check:

@@ -60,6 +60,7 @@ def summary(runs: list[StageRun]) -> str:
     width = max(len(run.stage) for run in runs)
     lines = [
         f"{run.stage:<{width}}  {run.outcome:<18}  {run.seconds:8.1f} s  "
+        + (f"{run.attempts} attempts  " if run.attempts > 1 else "")
         + run.message.partition("\n")[0]
         for run in runs
     ]

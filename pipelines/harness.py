@@ -7,15 +7,18 @@ For a stage, at the end of pipelines/stages/NAME.py:
 """
 
 import logging
+import os
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from mae.errors import Interrupted, MaestroError
 from mae.params import Params, read_params
+from pipelines.edits import Stated, demand_unedited, stated
 from pipelines.lifeline import end_offspring, end_with_dvc
 
 LOG = logging.getLogger("pipelines.stage")
@@ -24,9 +27,10 @@ LOG = logging.getLogger("pipelines.stage")
 def run_stage(name: str, main: Callable[[Params, list[str]], None]) -> NoReturn:
     """Call `main(params, arguments)` and leave with the exit code that says how it went.
 
-    0 done, 2 parameters, 3 data, 4 checkpoint, 5 diverged, 75 interrupted (run it again), each
-    with one sentence on stderr; 1 for anything unforeseen, with its traceback. SIGTERM,
-    SIGINT and SIGUSR1 raise KeyboardInterrupt in `main`, unless it handles them.
+    0 done, 2 parameters, 3 data, 4 checkpoint, 5 diverged, 6 parameters edited meanwhile, 75
+    interrupted (run it again), each with one sentence on stderr; 1 for anything unforeseen, with
+    its traceback. SIGTERM, SIGINT and SIGUSR1 raise KeyboardInterrupt in `main`, unless it handles
+    them.
     """
     arguments = sys.argv[1:]
     set_up_logging()
@@ -76,7 +80,9 @@ def set_up_logging() -> None:
 def _run(main: Callable[[Params, list[str]], None], arguments: list[str]) -> int:
     try:
         end_with_dvc()
+        before = _what_dvc_records()
         main(read_params(), arguments)
+        demand_unedited(before, _what_dvc_records())
     except KeyboardInterrupt:
         LOG.error("interrupted: run the same command again to continue")
         return Interrupted.exit_code
@@ -87,6 +93,15 @@ def _run(main: Callable[[Params, list[str]], None], arguments: list[str]) -> int
         LOG.exception("unforeseen fault")
         return 1
     return 0
+
+
+def _what_dvc_records() -> Stated:
+    """Return the parameters that DVC records when this stage ends; none where it does not wait.
+
+    A process among several of a stage leaves the check to the one that DVC has started.
+    """
+    stage = os.environ.get("DVC_STAGE")
+    return {} if stage is None or "RANK" in os.environ else stated(Path(), stage)
 
 
 def _peak_memory_mb() -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mae.errors import CheckpointError, DataError, DivergedError, Interrupted, ParamsError
+from pipelines.edits import EditedError
 
 
 class Outcome(StrEnum):
@@ -20,7 +21,10 @@ class Outcome(StrEnum):
     BAD_DATA = "bad data"
     BAD_CHECKPOINT = "bad checkpoint"
     DIVERGED = "diverged"
+    CHANGED = "changed meanwhile"
+    NO_SPACE = "disk full"
     INTERRUPTED = "interrupted"
+    TIMED_OUT = "timed out"
     KILLED = "killed"
     BUSY = "busy"
     FAILED = "failed"
@@ -30,16 +34,25 @@ class Outcome(StrEnum):
     def good(self) -> bool:
         return self in (Outcome.DONE, Outcome.RESTORED, Outcome.UNCHANGED)
 
+    @property
+    def worth_another_try(self) -> bool:
+        """Whether the same stage may do well when it is simply run again."""
+        return self in (Outcome.KILLED, Outcome.BUSY, Outcome.FAILED)
+
 
 @dataclass(frozen=True)
 class StageRun:
-    """What became of one stage; `exit_code` is the stage's own where it left one."""
+    """What became of one stage; `exit_code` is the stage's own where it left one.
+
+    seconds: of all `attempts` and the waits between them; the rest is of the last.
+    """
 
     stage: str
     outcome: Outcome
     seconds: float = 0.0
     exit_code: int = 0
     message: str = ""
+    attempts: int = 1
 
 
 BY_EXIT_CODE = {
@@ -47,16 +60,26 @@ BY_EXIT_CODE = {
     DataError.exit_code: Outcome.BAD_DATA,
     CheckpointError.exit_code: Outcome.BAD_CHECKPOINT,
     DivergedError.exit_code: Outcome.DIVERGED,
+    EditedError.exit_code: Outcome.CHANGED,
     Interrupted.exit_code: Outcome.INTERRUPTED,
 }
 POLITE_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TIMED_OUT_CODE = 124  # as the command `timeout` has it
 
 _UNCHANGED = re.compile(r"^(Stage )?'.+' didn't change, skipping$")
 _RESTORED = re.compile(r"^Stage '.+' is cached - skipping run")
 _STAGE_EXIT = re.compile(r"^ERROR: failed to reproduce '.+': failed to run: .*exited with (-?\d+)$")
 _DVC_ERROR = re.compile(r"^ERROR: (.+)$")
 _BUSY = re.compile(r"is busy, it is being blocked by|Unable to acquire lock")
+_NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
+_MISSING = re.compile(r"missing data|No such file|not in cache|[Cc]heckout failed|corrupt")
 _LOG_LINE = re.compile(r"^\d\d:\d\d:\d\d (\w+) +(.*)$")
+
+
+def log_level(line: str) -> str:
+    """Return the level that a stage, or dvc, gave to a line of its output."""
+    entry = _LOG_LINE.match(line)
+    return entry[1] if entry else ("ERROR" if _DVC_ERROR.match(line) else "INFO")
 
 
 class OutcomeReader:
@@ -104,11 +127,22 @@ class OutcomeReader:
             return Outcome.BUSY, code, "another dvc holds this stage or what it reads"
         number = _signal_number(code)
         if number is None:
-            return BY_EXIT_CODE.get(code, Outcome.FAILED), code, self._message(code)
+            return self._explained(code)
         if number in POLITE_SIGNALS:
             return Outcome.INTERRUPTED, Interrupted.exit_code, "asked to stop"
         hint = ": out of memory?" if number == signal.SIGKILL else ""
         return Outcome.KILLED, 128 + number, f"killed by {_signal_name(number)}{hint}"
+
+    def _explained(self, code: int) -> tuple[Outcome, int, str]:
+        message = self._message(code)
+        if _NO_SPACE.search(message):
+            return Outcome.NO_SPACE, code, f"{message}: free space and run it again"
+        if self._stage_exit is None and _MISSING.search(self._dvc_error):
+            message += (
+                "; DVC lacks what this stage reads, or its copy is damaged: 'dvc pull' fetches it, "
+                "or run the flow without --stage, which makes it again"
+            )
+        return BY_EXIT_CODE.get(code, Outcome.FAILED), code, message
 
     def _message(self, code: int) -> str:
         if "Traceback (most recent call last):" in self._fault:

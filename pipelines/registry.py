@@ -7,9 +7,13 @@ out of it. So DVC reads them too: `dvc artifacts get URL encoder --stage prod`.
     python -m pipelines.registry show encoder@v0.2.0
     python -m pipelines.registry promote encoder [--version v0.1.0]
     python -m pipelines.registry rollback encoder
+    python -m pipelines.registry fetch encoder#prod
+
+GTO and DVC take a second to load; the tags are read here without either, so that a service may
+ask every few seconds what it should be serving.
 """
 
-import argparse
+import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +21,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
 
 from mae.errors import MaestroError
-from pipelines.gate import flat_metrics
-from pipelines.harness import leave_with
-from pipelines.repository import commit_of, git, metrics_at, require_clean, working_yaml, yaml_at
+from pipelines.registry_tags import Tag, next_count, read_tags, release_of
+from pipelines.repository import commit_of, git, require_clean, working_yaml, yaml_at
 
 Bump = Literal["major", "minor", "patch"]
+FIRST = "v0.1.0"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Version:
     message: str
     stages: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        return f"{self.artifact}@{self.version}"
+
 
 @dataclass(frozen=True)
 class Content:
@@ -47,39 +55,13 @@ class Content:
     hash: str
 
 
-@contextmanager
-def _readable_errors() -> Iterator[None]:
-    from gto.exceptions import GTOException
-    from scmrepo.exceptions import SCMError
-
-    try:
-        yield
-    except (GTOException, SCMError) as error:
-        raise MaestroError(f"the registry cannot do this: {error}") from None
+# --- what there is ----------------------------------------------------------------------------
 
 
 def versions(root: Path, artifact: str) -> list[Version]:
     """Return the registered versions of `artifact`, newest first; [] when there is none."""
-    from gto.api import show
-    from gto.exceptions import ArtifactNotFound
-
     commit_of(root, "HEAD")
-    with _readable_errors():
-        try:
-            found = show(str(root), artifact, registered_only=True, versions_per_stage=-1)
-        except ArtifactNotFound:
-            found = []
-    return [
-        Version(
-            artifact=artifact,
-            version=each["version"],
-            commit=each["commit_hexsha"],
-            created=each["created_at"],
-            message=each["message"],
-            stages=tuple(stage["stage"] for stage in each["stages"]),
-        )
-        for each in found
-    ]
+    return _versions(read_tags(root, artifact))
 
 
 def find(root: Path, artifact: str, version: str) -> Version:
@@ -94,168 +76,14 @@ def find(root: Path, artifact: str, version: str) -> Version:
 
 def champion(root: Path, artifact: str, stage: str) -> Version | None:
     """Return the version that serves `stage` now (of several, the one assigned last), or None."""
-    serving = {each.version: each for each in versions(root, artifact) if stage in each.stages}
-    for version in reversed(_assignments(root, artifact, stage)):
-        if version in serving:
-            return serving[version]
-    return None
+    tags = read_tags(root, artifact)
+    serving = {each.version: each for each in _versions(tags) if stage in each.stages}
+    assigned = [version for version in _assignments(tags, stage) if version in serving]
+    return serving[assigned[-1]] if assigned else None
 
 
-def content(root: Path, artifact: str, commit: str | None) -> Content:
-    """Return what `commit`, or the working tree where it is None, holds of `artifact`.
-
-    Raises MaestroError when dvc.yaml does not declare it or dvc.lock does not know it.
-    """
-    read = working_yaml if commit is None else partial(yaml_at, commit=commit)
-    where = "the working tree" if commit is None else f"commit {commit[:7]}"
-    declared = read(root, path="dvc.yaml").get("artifacts", {})
-    if artifact not in declared:
-        known = ", ".join(declared) or "none"
-        raise MaestroError(
-            f"dvc.yaml of {where} declares no artifact '{artifact}' under 'artifacts:' "
-            f"(declared: {known})"
-        )
-    path = declared[artifact]["path"]
-    for stage in read(root, path="dvc.lock").get("stages", {}).values():
-        for out in stage.get("outs", []):
-            if out["path"] == path and "md5" in out:
-                return Content(path, out["md5"])
-    raise MaestroError(f"dvc.lock of {where} has no '{path}': run the pipeline and commit dvc.lock")
-
-
-def promote(
-    root: Path,
-    artifact: str,
-    stage: str,
-    *,
-    version: str | None = None,
-    bump: Bump = "minor",
-    message: str | None = None,
-) -> Version:
-    """Put a version to use in `stage`, alone; without `version`, what HEAD holds becomes one.
-
-    Raises MaestroError when HEAD is not what lies in the working tree, or holds no artifact.
-    """
-    if version is None:
-        require_clean(root)
-        version = _register_head(root, artifact, bump, message)
-    chosen = find(root, artifact, version)
-    content(root, artifact, chosen.commit)
-    _serve(root, chosen, stage, message)
-    return find(root, artifact, version)
-
-
-def _register_head(root: Path, artifact: str, bump: Bump, message: str | None) -> str:
-    """Return the version of HEAD; register one, a `bump` above the last, when it has none."""
-    from gto.api import register
-
-    head = commit_of(root, "HEAD")
-    content(root, artifact, head)
-    known = versions(root, artifact)
-    for each in known:
-        if each.commit == head:
-            return each.version
-    with _readable_errors():
-        register(
-            str(root),
-            artifact,
-            "HEAD",
-            version=None if known else "v0.1.0",
-            message=message,
-            bump_major=bool(known) and bump == "major",
-            bump_minor=bool(known) and bump == "minor",
-            bump_patch=bool(known) and bump == "patch",
-        )
-    return next(each.version for each in versions(root, artifact) if each.commit == head)
-
-
-def _serve(root: Path, chosen: Version, stage: str, message: str | None) -> None:
-    """Assign, then withdraw all others: readers differ on which of several they would take."""
-    from gto.api import assign, unassign
-
-    _wait_for_next_second(root, chosen.artifact)
-    with _readable_errors():
-        if stage not in chosen.stages:
-            assign(
-                str(root),
-                chosen.artifact,
-                stage,
-                version=chosen.version,
-                message=message,
-                force=True,
-            )
-        for other in versions(root, chosen.artifact):
-            if stage in other.stages and other.version != chosen.version:
-                unassign(str(root), chosen.artifact, version=other.version, stage=stage)
-
-
-def _wait_for_next_second(root: Path, artifact: str) -> None:
-    """Tags carry whole seconds, and GTO takes the latest for true: two within one are a riddle."""
-    tags = git(root, "tag", "--list", f"{artifact}#*", "--format=%(creatordate:unix)").split()
-    while tags and time.time() < max(map(int, tags)) + 1:
-        time.sleep(0.05)
-
-
-def rollback(root: Path, artifact: str, stage: str, message: str | None = None) -> Version:
-    """Put back what served `stage` before the present version first did."""
-    current = champion(root, artifact, stage)
-    if current is None:
-        raise MaestroError(f"nothing of '{artifact}' serves '{stage}': nothing to roll back")
-    served = list(dict.fromkeys(_assignments(root, artifact, stage)))
-    position = served.index(current.version)
-    if position == 0:
-        raise MaestroError(f"{current.version} is the first that served '{stage}': promote another")
-    return promote(root, artifact, stage, version=served[position - 1], message=message)
-
-
-def _assignments(root: Path, artifact: str, stage: str) -> list[str]:
-    """Return the versions that were put to use in `stage`, in that order, repeats included."""
-    by_commit = {each.commit: each.version for each in versions(root, artifact)}
-    tags = git(root, "tag", "--list", f"{artifact}#{stage}#*").split()
-    tags.sort(key=lambda tag: int(tag.rpartition("#")[2]))
-    served = [by_commit.get(commit_of(root, tag)) for tag in tags]
-    return [version for version in served if version]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.registry", description="Versions of an artifact, as git tags."
-    )
-    parser.add_argument("--root", type=Path, default=Path(), help="folder with dvc.yaml")
-    commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="all versions and what they serve")
-    listing.add_argument("artifact", nargs="?", default="encoder")
-    showing = commands.add_parser("show", help="one version: commit, files, metrics")
-    showing.add_argument("name", help="encoder@v0.1.0 or encoder#prod")
-    promoting = commands.add_parser("promote", help="put HEAD, or a version, to use")
-    promoting.add_argument("--version", help="an existing version; without it HEAD becomes one")
-    promoting.add_argument("--bump", choices=get_args(Bump), default="minor")
-    for changing in (promoting, commands.add_parser("rollback", help="put the last one back")):
-        changing.add_argument("artifact", nargs="?", default="encoder")
-        changing.add_argument("--stage", default="prod")
-        changing.add_argument("--message", help="kept in the tag")
-    given = parser.parse_args()
-    if given.command == "list":
-        print(_table(versions(given.root, given.artifact)))
-    elif given.command == "show":
-        print(_details(given.root, _named(given.root, given.name)))
-    elif given.command == "promote":
-        _say(
-            promote(
-                given.root,
-                given.artifact,
-                given.stage,
-                version=given.version,
-                bump=given.bump,
-                message=given.message,
-            ),
-            given.stage,
-        )
-    else:
-        _say(rollback(given.root, given.artifact, given.stage, given.message), given.stage)
-
-
-def _named(root: Path, name: str) -> Version:
+def named(root: Path, name: str) -> Version:
+    """Return the version that `encoder@v0.2.0` or `encoder#prod` names."""
     artifact, mark, rest = name.partition("@")
     if mark:
         return find(root, artifact, rest)
@@ -264,40 +92,220 @@ def _named(root: Path, name: str) -> Version:
         raise MaestroError(f"'{name}' names no version: write {name}@v0.1.0 or {name}#prod")
     if serving := champion(root, artifact, stage):
         return serving
-    raise MaestroError(f"no version of '{artifact}' serves '{stage}'")
+    known = ", ".join(each.version for each in versions(root, artifact))
+    advice = f"promote one of {known}" if known else "there is no version yet: promote one"
+    raise MaestroError(f"no version of '{artifact}' serves '{stage}'; {advice}")
 
 
-def _table(found: list[Version]) -> str:
-    if not found:
-        return "no versions yet: 'python -m pipelines.registry promote' makes the first"
-    return "\n".join(
-        f"{each.version:<10} {each.commit[:7]}  {each.created:%Y-%m-%d %H:%M}  "
-        f"{','.join(each.stages) or '-':<10} {each.message.splitlines()[0]}"
-        for each in found
-    )
+def content(root: Path, artifact: str, commit: str | None) -> Content:
+    """Return what `commit`, or the working tree where it is None, holds of `artifact`.
+
+    Raises MaestroError when dvc.yaml does not declare it or dvc.lock does not know it.
+    """
+    where = "the working tree" if commit is None else f"commit {commit[:7]}"
+    declared = _declared(root, commit)
+    if artifact not in declared:
+        known = ", ".join(declared) or "none"
+        raise MaestroError(
+            f"dvc.yaml of {where} declares no artifact '{artifact}' under 'artifacts:' "
+            f"(declared: {known})"
+        )
+    held = contents(root, commit)
+    if artifact not in held:
+        path = declared[artifact]
+        raise MaestroError(
+            f"dvc.lock of {where} has no '{path}': run the pipeline and commit dvc.lock"
+        )
+    return held[artifact]
 
 
-def _details(root: Path, version: Version) -> str:
-    held = content(root, version.artifact, version.commit)
-    metrics = flat_metrics(metrics_at(root, version.commit))
-    lines = [
-        f"{version.artifact}@{version.version}",
-        f"serves   {', '.join(version.stages) or 'nothing'}",
-        f"commit   {version.commit}",
-        f"made     {version.created:%Y-%m-%d %H:%M:%S %Z}",
-        f"files    {held.path} (md5 {held.hash})",
-        f"message  {version.message.strip()}",
-        *(f"{name:<40} {value:.6g}" for name, value in sorted(metrics.items())),
+def contents(root: Path, commit: str | None) -> dict[str, Content]:
+    """Return what `commit`, or the working tree where it is None, holds of every artifact.
+
+    Artifacts that dvc.yaml declares and dvc.lock does not know are left out.
+    """
+    outs = {
+        out["path"]: out["md5"]
+        for stage in _read(root, "dvc.lock", commit).get("stages", {}).values()
+        for out in stage.get("outs", [])
+        if "md5" in out
+    }
+    declared = _declared(root, commit).items()
+    return {name: Content(path, outs[path]) for name, path in declared if path in outs}
+
+
+def _declared(root: Path, commit: str | None) -> dict[str, str]:
+    artifacts = _read(root, "dvc.yaml", commit).get("artifacts", {})
+    return {name: about["path"].rstrip("/") for name, about in artifacts.items()}
+
+
+def _read(root: Path, path: str, commit: str | None) -> dict[str, Any]:
+    read = working_yaml if commit is None else partial(yaml_at, commit=commit)
+    return read(root, path=path)
+
+
+def _versions(tags: list[Tag]) -> list[Version]:
+    """Return the versions that tags, the oldest first, make, the newest version first."""
+    registered: dict[str, Tag] = {}
+    for tag in tags:
+        if tag.version and tag.cancels:
+            registered.pop(tag.version, None)
+        elif tag.version:
+            registered[tag.version] = tag
+    stages = {(tag.commit, tag.stage): not tag.cancels for tag in tags if tag.stage}
+    found = [
+        Version(
+            artifact=tag.artifact,
+            version=version,
+            commit=tag.commit,
+            created=tag.created,
+            message=tag.message,
+            stages=tuple(
+                str(stage) for (commit, stage), on in stages.items() if on and commit == tag.commit
+            ),
+        )
+        for version, tag in registered.items()
     ]
-    return "\n".join(lines)
+    return sorted(found, key=lambda each: release_of(each.version), reverse=True)
 
 
-def _say(version: Version, stage: str) -> None:
-    print(
-        f"{version.artifact}@{version.version} serves '{stage}'; to let others see it: "
-        "git push --follow-tags && dvc push"
+def _assignments(tags: list[Tag], stage: str) -> list[str]:
+    """Return the versions that were put to use in `stage`, in that order, repeats included."""
+    by_commit = {each.commit: each.version for each in reversed(_versions(tags))}
+    assigned = [tag.commit for tag in tags if tag.stage == stage and not tag.cancels]
+    return [by_commit[commit] for commit in assigned if commit in by_commit]
+
+
+# --- what changes it --------------------------------------------------------------------------
+
+
+def promote(
+    root: Path,
+    artifact: str,
+    stage: str,
+    *,
+    commit: str | None = None,
+    version: str | None = None,
+    bump: Bump = "minor",
+    message: str | None = None,
+) -> Version:
+    """Put a version to use in `stage`, alone.
+
+    Without `version`, `commit` becomes one, a `bump` above the last, unless it is one already;
+    without `commit` either, HEAD does. Raises MaestroError when HEAD is not what lies in the
+    working tree, when the commit holds no artifact, or while another promotion is under way.
+    """
+    with _alone(root, artifact):
+        return _promote(root, artifact, stage, commit, version, bump, message)
+
+
+def rollback(root: Path, artifact: str, stage: str, message: str | None = None) -> Version:
+    """Put back what served `stage` before the present version first did."""
+    with _alone(root, artifact):
+        current = champion(root, artifact, stage)
+        if current is None:
+            raise MaestroError(f"nothing of '{artifact}' serves '{stage}': nothing to roll back")
+        served = list(dict.fromkeys(_assignments(read_tags(root, artifact), stage)))
+        position = served.index(current.version)
+        if position == 0:
+            raise MaestroError(
+                f"{current.version} is the first that served '{stage}': promote another"
+            )
+        return _promote(root, artifact, stage, None, served[position - 1], "minor", message)
+
+
+def _promote(
+    root: Path,
+    artifact: str,
+    stage: str,
+    commit: str | None,
+    version: str | None,
+    bump: Bump,
+    message: str | None,
+) -> Version:
+    if version is None:
+        if commit is None:
+            require_clean(root)
+        commit = commit_of(root, commit or "HEAD")
+        content(root, artifact, commit)
+        version = _register(root, artifact, commit, bump, message)
+    chosen = find(root, artifact, version)
+    content(root, artifact, chosen.commit)
+    _serve(root, chosen, stage, message)
+    return find(root, artifact, version)
+
+
+def _register(root: Path, artifact: str, commit: str, bump: Bump, message: str | None) -> str:
+    """Return the version of `commit`; register one, a `bump` above the last, when it has none."""
+    known = versions(root, artifact)
+    for each in known:
+        if each.commit == commit:
+            return each.version
+    version = _raised(known[0].version, bump) if known else FIRST
+    text = message or f"Registering artifact {artifact} version {version}"
+    git(
+        root,
+        "tag",
+        "--annotate",
+        "--cleanup=verbatim",
+        "--message",
+        text,
+        f"{artifact}@{version}",
+        commit,
     )
+    return version
+
+
+def _raised(version: str, bump: Bump) -> str:
+    major, minor, patch = release_of(version)[:3]
+    raised = {
+        "major": (major + 1, 0, 0),
+        "minor": (major, minor + 1, 0),
+        "patch": (major, minor, patch + 1),
+    }[bump]
+    return "v" + ".".join(map(str, raised))
+
+
+def _serve(root: Path, chosen: Version, stage: str, message: str | None) -> None:
+    """Assign, then withdraw all others: readers differ on which of several they would take."""
+    _wait_for_next_second(root, chosen.artifact)
+    if stage not in chosen.stages:
+        _tag(root, chosen, stage, message or f"Assigning stage {stage} to {chosen.name}")
+    for other in versions(root, chosen.artifact):
+        if stage in other.stages and other.commit != chosen.commit:
+            _tag(root, other, f"{stage}!", f"Unassigning stage {stage} from {other.name}")
+
+
+def _tag(root: Path, version: Version, stage: str, message: str) -> None:
+    count = next_count(read_tags(root, version.artifact))
+    name = f"{version.artifact}#{stage}#{count}"
+    git(root, "tag", "--annotate", "--cleanup=verbatim", "--message", message, name, version.commit)
+
+
+def _wait_for_next_second(root: Path, artifact: str) -> None:
+    """Tags carry whole seconds, and GTO takes the latest for true: two within one are a riddle."""
+    assigned = [tag.created.timestamp() for tag in read_tags(root, artifact) if tag.stage]
+    while assigned and time.time() < max(assigned) + 1:
+        time.sleep(0.05)
+
+
+@contextmanager
+def _alone(root: Path, artifact: str) -> Iterator[None]:
+    """Keep other promotions out, those from other worktrees of the repository included."""
+    folder = Path(git(root, "rev-parse", "--git-common-dir").strip())
+    with (root / folder / "maestro-registry.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise MaestroError(
+                f"another promotion or rollback of '{artifact}' is under way: look at "
+                "'python -m pipelines.registry list' and try again"
+            ) from None
+        yield
 
 
 if __name__ == "__main__":
+    from pipelines.harness import leave_with
+    from pipelines.registry_cli import main
+
     leave_with(main)

@@ -1,7 +1,9 @@
 """What promotion needs of git: is the tree clean, what did a commit hold, record results."""
 
 import json
+import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +11,36 @@ import yaml
 
 from mae.errors import MaestroError
 
-RESULTS = ("dvc.lock", "artifacts/metrics")  # what the pipeline changes and git tracks
+# What retraining changes and git tracks.
+RESULTS = ("dvc.lock", "artifacts/metrics", "data/reference")
 
 
-def git(root: Path, *arguments: str) -> str:
-    """Return what `git arguments` prints in `root`. Raises MaestroError with what git says."""
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False
-    )
+def git(root: Path, *arguments: str, hooks: bool = True) -> str:
+    """Return what `git arguments` prints in `root`. Raises MaestroError with what git says.
+
+    hooks: whether those of the repository run, which are meant for a person's own commits.
+    """
+    done = _run(root, arguments, hooks)
     if done.returncode != 0:
         said = done.stderr.strip() or done.stdout.strip()
         raise MaestroError(f"git {arguments[0]} failed in {root.resolve()}: {said}")
     return done.stdout
+
+
+def git_agrees(root: Path, *arguments: str) -> bool:
+    """Return whether a git command that asks something, such as `diff --quiet`, says yes."""
+    return _run(root, arguments, hooks=True).returncode == 0
+
+
+def _run(root: Path, arguments: Sequence[str], hooks: bool) -> subprocess.CompletedProcess[str]:
+    without = [] if hooks else ["-c", f"core.hooksPath={os.devnull}"]
+    return subprocess.run(
+        ["git", "-C", str(root), *without, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},  # nobody is there to answer
+    )
 
 
 def commit_of(root: Path, revision: str) -> str:
@@ -36,15 +56,9 @@ def changed_files(root: Path) -> list[str]:
     return [line[3:] for line in lines]
 
 
-def require_clean(root: Path, *, except_results: bool = False) -> None:
-    """Raise MaestroError when the tree differs from its commit: what ran could not be had again.
-
-    `except_results` allows for what the pipeline itself has just written.
-    """
-    changed = changed_files(root)
-    if except_results:
-        changed = [file for file in changed if not file.startswith(RESULTS)]
-    if changed:
+def require_clean(root: Path) -> None:
+    """Raise MaestroError when the tree differs from its commit: what ran could not be had again."""
+    if changed := changed_files(root):
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise MaestroError(
             f"uncommitted changes in {', '.join(changed[:3])}{more}: a version must be what a "
@@ -53,11 +67,11 @@ def require_clean(root: Path, *, except_results: bool = False) -> None:
 
 
 def record_results(root: Path, message: str) -> str:
-    """Commit dvc.lock and the metrics, where they changed; return the commit that holds them."""
+    """Commit what the pipeline has changed, if anything; return the commit that holds it."""
     present = [path for path in RESULTS if (root / path).exists()]
-    git(root, "add", "--", *present)
+    git(root, "add", "--all", "--", *present)
     if git(root, "diff", "--cached", "--name-only", "--", *present).strip():
-        git(root, "commit", "--quiet", "--message", message, "--", *present)
+        git(root, "commit", "--quiet", "--message", message, "--", *present, hooks=False)
     return commit_of(root, "HEAD")
 
 

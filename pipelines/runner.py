@@ -5,6 +5,7 @@ of its own and dies with us (tether.py); the stage dies with it (lifeline.py).
 """
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -13,15 +14,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from mae.errors import Interrupted
-from pipelines import tether
+from pipelines.children import ask_to_end, start_tethered
 from pipelines.dvc_lock import heal_rwlock
 from pipelines.lifeline import GRACE_SECONDS, is_orphan
-from pipelines.outcome import Outcome, OutcomeReader, StageRun
+from pipelines.outcome import TIMED_OUT_CODE, Outcome, OutcomeReader, StageRun
 from pipelines.processes import POLL_SECONDS, marked, send, wait_until_gone
 
 LOG = logging.getLogger(__name__)
@@ -36,13 +38,18 @@ def reproduce(
     *,
     force: bool = False,
     grace: float = GRACE_SECONDS,
+    timeout: float | None = None,
 ) -> StageRun:
     """Run `dvc repro --single-item stage` in `root` and say how it ended.
 
-    Each line of output goes to `on_line`, from another thread. When `stop` is set, the stage is
-    asked to end and killed `grace` seconds later. No process of the stage is left on return.
+    Each line of output goes to `on_line`, from another thread. When `stop` is set, or after
+    `timeout` seconds, the stage is asked to end and killed `grace` seconds later. No process of
+    the stage is left on return.
     """
     started = time.monotonic()
+    stopped = StageRun(stage, Outcome.INTERRUPTED, 0.0, Interrupted.exit_code, "asked to stop")
+    if stop.is_set():
+        return stopped
     root = root.resolve()
     heal_rwlock(root)
     _end_orphans(root, stage, grace)
@@ -51,38 +58,41 @@ def reproduce(
     process = _start(root, stage, force, run)
     thread = threading.Thread(target=_read, args=(process, reader, on_line), daemon=True)
     thread.start()
+    late = False
     try:
-        while process.poll() is None and not stop.wait(POLL_SECONDS):
-            pass
-        if stop.is_set():
-            _ask_to_end(process, grace)
+        late = not _ended_or_stopped(process, stop, timeout)
+        if late or stop.is_set():
+            # Ctrl-C: dvc leaves it to its stage, then puts its locks in order.
+            ask_to_end(process, grace)
     finally:
         code = process.poll()
         _kill_all(run)
         code = process.wait() if code is None else code
         thread.join(grace)
+    seconds = time.monotonic() - started
     outcome, exit_code, message = reader.result(code)
     if stop.is_set() and not outcome.good:
-        outcome, exit_code, message = Outcome.INTERRUPTED, Interrupted.exit_code, "asked to stop"
-    return StageRun(stage, outcome, time.monotonic() - started, exit_code, message)
+        return replace(stopped, seconds=seconds)
+    if late and not outcome.good:
+        outcome, exit_code = Outcome.TIMED_OUT, TIMED_OUT_CODE
+        message = f"asked to stop after {timeout:g} s: run it again to continue"
+    return StageRun(stage, outcome, seconds, exit_code, message)
+
+
+def _ended_or_stopped(
+    process: subprocess.Popen[str], stop: threading.Event, timeout: float | None
+) -> bool:
+    """Wait for either; False when neither has come in time."""
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    while process.poll() is None and not stop.wait(POLL_SECONDS):
+        if time.monotonic() > end:
+            return False
+    return True
 
 
 def _start(root: Path, stage: str, force: bool, run: str) -> subprocess.Popen[str]:
-    # Isolated (-I), so that no module of the project shadows what the small script imports.
-    tethered = [sys.executable, "-I", tether.__file__, str(os.getpid())]
     dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    return subprocess.Popen(
-        [*tethered, *dvc, *(["--force"] if force else [])],
-        cwd=root,
-        env=_environment(run),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,
-    )
+    return start_tethered([*dvc, *(["--force"] if force else [])], root, _environment(run))
 
 
 def _environment(run: str) -> dict[str, str]:
@@ -96,7 +106,6 @@ def _environment(run: str) -> dict[str, str]:
         },
         RUN_MARK: run,
         "PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)]),
-        "PYTHONUNBUFFERED": "1",
     }
 
 
@@ -109,17 +118,8 @@ def _read(
             reader.see(text)
             try:
                 on_line(text)
-            except Exception:  # a fault in the listener must not block the stage on a full pipe
+            except (Exception, SystemExit):  # such a fault must not block the stage on a full pipe
                 LOG.exception("the output of a stage could not be passed on")
-
-
-def _ask_to_end(process: subprocess.Popen[str], grace: float) -> None:
-    """Press Ctrl-C, as it were: dvc leaves SIGINT to its stage, then puts its locks in order."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGINT)
-    end = time.monotonic() + grace
-    while process.poll() is None and time.monotonic() < end:
-        time.sleep(POLL_SECONDS)
 
 
 def _kill_all(run: str) -> None:

@@ -44,6 +44,8 @@ TINY: dict[str, Any] = {
     "evaluate.finetune.precision": "fp32",
     "evaluate.detection.epochs": 1,
     "export.parity.images": 8,
+    "export.on_refusal": "leave_out",
+    "benchmark": {"batches": [1, 2], "rounds": 1, "seconds": 0.02, "compile": False, "threads": 1},
     "runtime.device": "cpu",
     "runtime.workers": 1,
     "runtime.cache_mb": 64,

@@ -17,8 +17,8 @@ ALLOWED = {
     "training": {"data", "model", "params", "errors", "files", "hashing", "pixels"},
 }
 ALLOWED["evaluation"] = ALLOWED["training"] | {"training", "provenance"}
-ALLOWED["export"] = ALLOWED["evaluation"]
-ALLOWED["report"] = ALLOWED["export"] | {"export", "evaluation"}
+ALLOWED["export"] = ALLOWED["evaluation"] | {"evaluation"}
+ALLOWED["report"] = ALLOWED["export"] | {"export"}
 BOTTOM = {"params", "errors", "files", "hashing", "pixels", "provenance"}
 
 

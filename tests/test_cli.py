@@ -101,7 +101,8 @@ def test_help_and_version_need_no_slow_library(tmp_path: Path) -> None:
     script = (
         "import sys; from mae import cli\n"
         "try: cli.main()\n"
-        "finally: print(sorted({'torch', 'onnxruntime', 'pyarrow'} & sys.modules.keys()))"
+        "finally: print(sorted({'torch', 'onnxruntime', 'pyarrow', 'fastapi', 'usearch'}"
+        " & sys.modules.keys()))"
     )
     for flag, expected in (("--help", "embed"), ("--version", f"mae {__version__}")):
         done = subprocess.run(

@@ -15,13 +15,12 @@ from mae.data.loading.evaluation import evaluation_batches
 from mae.evaluation.arms import frozen_arms, words
 from mae.evaluation.corruptions import corrupt
 from mae.evaluation.drawing import colours_of, write_png
-from mae.evaluation.feature_cache import features_of
 from mae.evaluation.features import Embedder, FrozenArm, select
 from mae.evaluation.labelled import LabelledSplit
-from mae.evaluation.logistic import LinearModel, choose_logistic, fit_logistic
-from mae.evaluation.minival import minival_rows
+from mae.evaluation.logistic import LinearModel
 from mae.evaluation.opening import open_labelled
 from mae.evaluation.outcome import Outcome, compared, suffix_of
+from mae.evaluation.probe import learn_probe
 from mae.evaluation.scores import Scores, measure_predicted
 from mae.files import replacing_file
 from mae.params import FrozenFeature, Params
@@ -161,21 +160,8 @@ def learn_classifier(
     arm: FrozenArm, train: LabelledSplit, feature: FrozenFeature, params: Params, place: Place
 ) -> FrozenClassifier:
     """Return logistic regression on all of train, its C the one that did best on minival."""
-    features, labels = features_of(arm, train, feature, params, place), train.labels
-    classes = len(train.reader.info.classes)
-    candidates = params.evaluate.linear.logistic_c
-    best = candidates[0]
-    if len(candidates) > 1:
-        fit, held = minival_rows(train, params.evaluate.minival, params.seed)
-        best, _ = choose_logistic(
-            (features[fit], labels[fit]),
-            (features[held], labels[held]),
-            classes,
-            candidates,
-            place.device,
-        )
-    model = fit_logistic(features, labels, classes, best, place.device)
-    return FrozenClassifier(Embedder(arm, place.device), arm, feature, model, best)
+    probe = learn_probe(arm, train, feature, params, place)
+    return FrozenClassifier(Embedder(arm, place.device), arm, feature, probe.model, probe.c)
 
 
 def measure_under_corruptions(

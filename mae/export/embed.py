@@ -1,106 +1,63 @@
-"""A folder of images -> one vector each, in a table that is whole or not there."""
+"""Images -> one vector each, in a table that is whole or not there."""
 
-import csv
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from mae.data.records import Rejected
-from mae.errors import DataError
-from mae.export.images import MAX_PIXELS, InputImage, View, input_images
-from mae.export.session import EncoderSession
-from mae.export.tables import EmbeddingWriter, writer_for
-from mae.files import replacing_file, sha256_of_file
+from mae.errors import CheckpointError
+from mae.export.images import MAX_PIXELS
+from mae.export.listing import list_images
+from mae.export.session import EncoderSession, OnnxSession
+from mae.export.streaming import Streamed, Work, stream_images
+from mae.export.tables import check_suffix, embedding_schema
 from mae.params import Feature
 
-LOG = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Embedded:
-    """How many images became vectors, and which did not."""
-
-    images: int
-    rejected: list[Rejected]
-    rejected_file: Path | None
-
-
-def embed_folder(
+def embed_images(
     session: EncoderSession,
-    images: Path,
+    images: Path | str,
     out: Path,
     *,
     feature: Feature,
     batch: int,
     workers: int,
+    split: str | None = None,
     max_pixels: int = MAX_PIXELS,
-) -> Embedded:
-    """Write the `feature` of every image below `images` to `out`, .parquet or .npy.
+) -> Streamed:
+    """Write the `feature` of every image in `images` (as list_images takes it) to `out`.
 
-    Images that cannot be used are left out and listed in `<out>.rejected.csv`. Raises DataError
-    when there is no image that can be used; then `out` is as it was before.
+    `out` ends in .parquet or .npy. Restarting, rejected images and errors as stream_images says.
     """
-    about = session.about
-    view = View.of(about.architecture, about.statistics, about.resize, max_pixels)
-    provenance = {
-        "model_sha256": sha256_of_file(session.path),
-        "feature": feature,
-        "data_fingerprint": about.training.get("data_fingerprint"),
+    check_suffix(out, (".parquet", ".npy"))
+    view = session.view(max_pixels)
+    provenance = provenance_of(session) | {"feature": feature}
+
+    def columns(pixels: NDArray) -> list[pa.Array]:
+        vectors = session(pixels, (feature,))[feature]
+        demand_finite(session, vectors)
+        values = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+        return [pa.FixedSizeListArray.from_arrays(values, session.dim)]
+
+    schema = embedding_schema(session.dim, provenance)
+    work = Work("embed", columns, schema, {**provenance, "provider": session.provider})
+    listing = list_images(images, view, split)
+    return stream_images(listing, view, work, out, batch=batch, workers=workers)
+
+
+def provenance_of(session: OnnxSession) -> dict[str, str | None]:
+    """Return what tables say of the model that made them."""
+    return {
+        "model_sha256": session.sha256,
+        "data_fingerprint": session.about.training.get("data_fingerprint"),
     }
-    rejected: list[Rejected] = []
-    written = 0
-    with (
-        writer_for(out, session.dim, provenance) as writer,
-        tqdm(desc="embed", unit=" images", mininterval=0.5) as bar,
-    ):
-        for group in _batches(input_images(images, view, workers), batch, rejected, bar):
-            _write(session, feature, group, writer)
-            written += len(group)
-        if not written:
-            raise DataError(
-                f"none of the {len(rejected)} images in {images} can be used; "
-                f"{rejected[0].id}: {rejected[0].detail}"
-            )
-    return Embedded(written, rejected, _list_rejected(out, rejected))
 
 
-def _batches(
-    images: Iterator[InputImage | Rejected], batch: int, rejected: list[Rejected], bar: tqdm
-) -> Iterator[list[InputImage]]:
-    group: list[InputImage] = []
-    for image in images:
-        bar.update()
-        if isinstance(image, Rejected):
-            rejected.append(image)
-            bar.set_postfix(rejected=len(rejected))
-            continue
-        group.append(image)
-        if len(group) == batch:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _write(
-    session: EncoderSession, feature: Feature, group: list[InputImage], writer: EmbeddingWriter
-) -> None:
-    vectors = session(np.stack([image.pixels for image in group]), (feature,))[feature]
-    writer.add([image.key for image in group], vectors)
-
-
-def _list_rejected(out: Path, rejected: list[Rejected]) -> Path | None:
-    """Write the list beside `out`, or remove the list of an earlier run when all is well now."""
-    path = out.with_name(f"{out.name}.rejected.csv")
-    if not rejected:
-        path.unlink(missing_ok=True)
-        return None
-    with replacing_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as f:
-        rows = csv.writer(f)
-        rows.writerow(["key", "reason", "detail"])
-        rows.writerows([image.id, image.reason, image.detail] for image in rejected)
-    return path
+def demand_finite(session: OnnxSession, values: NDArray) -> None:
+    """Raise CheckpointError where a model answered with NaN or infinity."""
+    if not np.isfinite(values).all():
+        raise CheckpointError(
+            f"{session.path} gives values that are no numbers on {session.provider}: use the "
+            "float32 file"
+        )

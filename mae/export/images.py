@@ -1,4 +1,4 @@
-"""Any folder of images, or one image, as an encoder takes them: decoded, resized, cropped."""
+"""Images as an exported model takes them: decoded, resized, cropped."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,22 +10,17 @@ from numpy.typing import NDArray
 
 from mae.data import reasons
 from mae.data.decoding.decode import decode, probe
+from mae.data.decoding.image import Pixels
+from mae.data.loading.crops import centre, covering_shape
 from mae.data.loading.parallel import ordered_map
 from mae.data.loading.views import evaluation_view
 from mae.data.reasons import ImageFault
 from mae.data.records import Record, Rejected
-from mae.data.sources.files import LocalFile, byte_limit
-from mae.data.sources.items import to_item
-from mae.data.sources.names import archive_stem, printable
-from mae.data.sources.opening import Opening, open_tree
-from mae.data.sources.trees import FilesBelow
-from mae.errors import DataError
+from mae.export.listing import list_images
 from mae.model.encoder import Architecture
 from mae.pixels import PixelStatistics
 
 MAX_PIXELS = 100_000_000
-
-# The evaluation loader resamples images up to this many pixels by matrices.
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,11 @@ class InputImage:
 
 @dataclass(frozen=True)
 class View:
-    """How an encoder sees an image: how a file becomes pixels, and which part of them."""
+    """How an encoder sees an image: how a file becomes pixels, and which part of them.
+
+    crops: the centre, height x width, is cut out; False leaves that to the model, and shows the
+    part that `resize` covers around it.
+    """
 
     channels: int
     bit_depth: int
@@ -48,6 +47,7 @@ class View:
     max_pixels: int = MAX_PIXELS
     bands: tuple[int, ...] | None = None
     depth_range: tuple[int, int] = (0, 65535)
+    crops: bool = True
 
     @classmethod
     def of(
@@ -69,50 +69,51 @@ class View:
         )
 
 
-def input_images(path: Path, view: View, workers: int) -> Iterator[InputImage | Rejected]:
-    """Yield every image below the folder, zip or tar `path`, or the image `path`, sorted by key.
+def input_images(path: Path | str, view: View, workers: int) -> Iterator[InputImage | Rejected]:
+    """Yield every image of `path` (as list_images takes it), sorted by key.
 
     Threads decode ahead. What cannot be used comes as Rejected; DataError when there is no
     such folder, or no file in it that its suffix calls an image.
     """
-    load = partial(_load, view)
-    yield from ordered_map(load, _items(path, view), workers, ahead=16 * workers)
+    listing = list_images(path, view)
+    yield from ordered_map(partial(load_item, view), listing, workers, ahead=16 * workers)
 
 
-def _items(path: Path, view: View) -> Iterator[Record | Rejected]:
-    limit = byte_limit(view.max_pixels)
-    if path.is_file() and not archive_stem(path.name):
-        yield to_item(printable(path.name), path.name, LocalFile(str(path), limit))
-        return
-    tree = open_tree(str(path), Opening(limit, "give a folder, zip or tar of images"))
-    yield from tree.strays
-    seen = len(tree.strays)
-    for name, location in FilesBelow(tree):
-        seen += 1
-        yield to_item(printable(name), name, location)
-    if not seen:
-        raise DataError(f"{path} holds no image files")
-
-
-def _load(view: View, item: Record | Rejected) -> InputImage | Rejected:
+def load_item(view: View, item: Record | Rejected) -> InputImage | Rejected:
+    """Return a listed image as the model takes it, or why it cannot be used."""
     if isinstance(item, Rejected):
         return item
     try:
-        data = item.image.read()
-        header = probe(data)
-        if header.pixels > view.max_pixels:
-            raise ImageFault(
-                reasons.TOO_LARGE,
-                f"{header.height} x {header.width} pixels, above the limit of {view.max_pixels}",
-            )
-        pixels = decode(
-            data,
-            view.channels,
-            view.bit_depth,
-            bands=view.bands,
-            depth_range=view.depth_range,
-        )
+        return InputImage(item.id, read_image(item.image.read(), view))
     except ImageFault as fault:
         return Rejected(item.id, fault.reason, fault.detail)
-    seen = evaluation_view(pixels, view.height, view.width, view.resize)
-    return InputImage(item.id, np.ascontiguousarray(seen))
+
+
+def read_image(data: bytes, view: View) -> NDArray:
+    """Return an encoded image as `view` shows it, (C, H, W) uint8 or uint16.
+
+    Raises ImageFault. One of more than max_pixels is known by its header and never decoded.
+    """
+    header = probe(data)
+    if header.pixels > view.max_pixels:
+        raise ImageFault(
+            reasons.TOO_LARGE,
+            f"{header.height} x {header.width} pixels, above the limit of {view.max_pixels}",
+        )
+    pixels = decode(
+        data, view.channels, view.bit_depth, bands=view.bands, depth_range=view.depth_range
+    )
+    return np.ascontiguousarray(_shown(pixels, view))
+
+
+def _shown(pixels: Pixels, view: View) -> NDArray:
+    frame = view.height, view.width
+    if view.crops:
+        return evaluation_view(pixels, *frame, view.resize)
+    around = covering_shape(frame, frame, view.resize)
+    outer = covering_shape((pixels.shape[0], pixels.shape[1]), frame, view.resize)
+    whole = evaluation_view(pixels, *outer, 1.0)
+    # Such that the centre of this part is, to the pixel, that of the whole.
+    inside = zip(centre(outer, frame), centre(around, frame), strict=True)
+    top, left = (in_whole - in_part for in_whole, in_part in inside)
+    return whole[:, top : top + around[0], left : left + around[1]]

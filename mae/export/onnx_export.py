@@ -1,4 +1,4 @@
-"""The encoder as one ONNX graph: stored pixels in, features out, normalisation inside."""
+"""An encoder or classifier as one ONNX graph: stored pixels in, features out, the rest inside."""
 
 import contextlib
 import io
@@ -8,78 +8,116 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, nn
 
 from mae.errors import MaestroError
-from mae.export.description import INPUT, OUTPUTS, EncoderDescription
-from mae.files import replacing_file
+from mae.export.attention import fuse_attention
+from mae.export.description import CLASSIFIER_OUTPUTS, INPUT, OUTPUTS, EncoderDescription
+from mae.export.graph_files import save_graph
+from mae.export.preprocessing import AnyGridEncoder, Resizer
 from mae.model.encoder import Encoder, Features
+from mae.model.heads import Classifier
 from mae.pixels import PixelNormalizer, PixelStatistics
 
-# Protocol buffers end at 2 GiB; above this, weights lie beside the graph in <name>.data.
-_ONE_FILE_BYTES = 1_900_000_000
+LOG = logging.getLogger(__name__)
 
+_TALKATIVE = ("torch.onnx", "torch.export", "onnxscript")  # of progress and of deprecations
 _TORCH_DTYPES = {8: torch.uint8, 16: torch.uint16}
 
 
 class PixelEncoder(nn.Module):
-    """uint8 or uint16 images (N, C, H, W) -> Features, float32: normaliser and encoder in one."""
+    """uint8 or uint16 images (N, C, H, W) -> Features, float32: normaliser and encoder in one.
 
-    def __init__(self, encoder: Encoder, statistics: PixelStatistics) -> None:
+    resize: images of any height and width are resized to cover resize x the encoder's own and
+    cropped in the middle; None: they are taken as they are.
+    """
+
+    outputs = OUTPUTS
+
+    def __init__(
+        self, encoder: Encoder, statistics: PixelStatistics, resize: float | None = None
+    ) -> None:
         super().__init__()
-        self.normalize = PixelNormalizer(statistics)
+        self.prepare = _preparation(encoder, statistics, resize)
         self.encoder = encoder
 
     def forward(self, images: Tensor) -> Features:
-        return self.encoder(self.normalize(images))
+        return self.encoder(self.prepare(images))
 
 
-def write_onnx(path: Path, model: PixelEncoder, about: EncoderDescription, opset: int) -> None:
-    """Write `model` to `path` with a dynamic N and the fixed H x W of its architecture.
+class PixelClassifier(nn.Module):
+    """uint8 or uint16 images (N, C, H, W) -> logits and probabilities, float32, each (N, K)."""
 
-    Weights beyond the 2 GiB of one ONNX file go to `<name>.data` beside it. Raises MaestroError
-    when torch cannot export the encoder at this opset.
+    outputs = CLASSIFIER_OUTPUTS
+
+    def __init__(
+        self, classifier: Classifier, statistics: PixelStatistics, resize: float | None = None
+    ) -> None:
+        super().__init__()
+        self.prepare = _preparation(classifier.encoder, statistics, resize)
+        self.classifier = classifier
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.classifier.encoder
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.classifier(self.prepare(images))
+        return logits, logits.softmax(dim=1)
+
+
+PixelModel = PixelEncoder | PixelClassifier
+
+
+def _preparation(
+    encoder: Encoder, statistics: PixelStatistics, resize: float | None
+) -> nn.Sequential:
+    steps: list[nn.Module] = [PixelNormalizer(statistics)]
+    if resize is not None:
+        a = encoder.architecture
+        steps.insert(0, Resizer(a.height, a.width, resize, statistics.full_scale))
+    return nn.Sequential(*steps)
+
+
+def write_onnx(
+    path: Path,
+    model: PixelModel,
+    about: EncoderDescription,
+    opset: int,
+    *,
+    optimize: bool = False,
+) -> None:
+    """Write `model` to `path` with a dynamic N, and H and W as about.resolution says.
+
+    optimize: attention becomes one operator of onnxruntime's own. Weights beyond the 2 GiB of one
+    ONNX file go to `<name>.data` beside it. Raises MaestroError when torch cannot export the
+    model at this opset.
     """
+    import onnx_ir
+
     program = _trace(model.eval().cpu(), about, opset)
     _tidy(program.model, about, opset)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if _weight_bytes(model) > _ONE_FILE_BYTES:
-        # The graph names its weights' file, so neither can be renamed afterwards.
-        _save(program, path, external_data=True)
-    else:
-        with replacing_file(path) as temporary:
-            _save(program, temporary, external_data=False)
+    if optimize:
+        fused = fuse_attention(program.model, getattr(about.architecture, "heads", 0))
+        LOG.debug("%s: %d attentions fused", path.name, fused)
+    save_graph(onnx_ir.to_proto(program.model), path, about)
 
 
-def _save(program: torch.onnx.ONNXProgram, path: Path, external_data: bool) -> None:
-    with _quiet():
-        program.save(path, external_data=external_data)
+def _trace(model: PixelModel, about: EncoderDescription, opset: int) -> torch.onnx.ONNXProgram:
+    example, shapes = _example(about)
     try:
-        onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
-        raise MaestroError(f"torch wrote a graph that onnx refuses: {_first_line(error)}") from None
-
-
-def _trace(model: PixelEncoder, about: EncoderDescription, opset: int) -> torch.onnx.ONNXProgram:
-    a = about.architecture
-    # Two images, not one: the tracer takes a dimension of 1 for a constant.
-    dtype = _TORCH_DTYPES[about.statistics.bit_depth]
-    example = torch.zeros(2, a.channels, a.height, a.width, dtype=dtype)
-    shapes = {INPUT: {0: torch.export.Dim("N")}}
-    try:
-        with _quiet(), torch.no_grad():
+        with quiet(*_TALKATIVE), torch.no_grad(), _any_grid(model.encoder, about):
             # strict: plain tracing would freeze N where the encoder asks for len().
             exported = torch.export.export(
-                model, (), {INPUT: example}, dynamic_shapes=shapes, strict=True
+                model, (), {INPUT: example}, dynamic_shapes={INPUT: shapes}, strict=True
             )
             program = torch.onnx.export(
                 exported,
                 dynamo=True,
                 opset_version=opset,
                 input_names=[INPUT],
-                output_names=list(OUTPUTS),
+                output_names=list(about.outputs),
             )
     except RuntimeError as error:
         raise MaestroError(
@@ -89,22 +127,51 @@ def _trace(model: PixelEncoder, about: EncoderDescription, opset: int) -> torch.
     return program
 
 
+def _example(about: EncoderDescription) -> tuple[Tensor, dict[int, Any]]:
+    """Return images to trace with, and which of their dimensions are free.
+
+    Two images, not one, and no two sides alike: the tracer takes a dimension of 1 for a constant,
+    and equal ones for the same.
+    """
+    a, dim = about.architecture, torch.export.Dim
+    shapes: dict[int, Any] = {0: dim("N")}
+    height, width = a.height, a.width
+    if about.resolution == "dynamic":
+        shapes |= {2: a.patch[0] * dim("Hp"), 3: a.patch[1] * dim("Wp")}
+        height, width = 3 * a.patch[0], 5 * a.patch[1]
+    elif about.resolution == "resized":
+        shapes |= {2: dim("H"), 3: dim("W")}
+        height, width = a.height + 3, a.width + 7
+    dtype = _TORCH_DTYPES[about.statistics.bit_depth]
+    return torch.zeros(2, a.channels, height, width, dtype=dtype), shapes
+
+
+@contextlib.contextmanager
+def _any_grid(encoder: Encoder, about: EncoderDescription) -> Iterator[None]:
+    """While the graph is made, let a transformer of free resolution work out its positions."""
+    if about.resolution != "dynamic" or type(encoder) is not Encoder:
+        yield
+        return
+    encoder.__class__ = AnyGridEncoder
+    try:
+        yield
+    finally:
+        encoder.__class__ = Encoder
+
+
 def _tidy(graph: Any, about: EncoderDescription, opset: int) -> None:
-    """Describe the graph (an onnx_ir.Model), and take out what only the tracer needed."""
+    """Name what the graph (an onnx_ir.Model) shows, and take out what only the tracer needed."""
     written = graph.opset_imports[""]
     if written != opset:
         raise MaestroError(
             f"torch cannot export the encoder at export.opset {opset} (it fell back to {written}): "
             "set export.opset to 20, which is known to work"
         )
-    graph.producer_name, graph.producer_version = "maestro-mae", about.version
-    graph.doc_string = about.preprocessing
     graph.metadata_props.clear()
-    graph.metadata_props.update(about.to_metadata())
-    _name_the_batch(graph.graph)
+    _name_dimensions(graph.graph, about)
     for node in graph.graph:  # the tracer may give an inner value an output's name
         for value in node.outputs:
-            if value.name in OUTPUTS and not value.is_graph_output():
+            if value.name in about.outputs and not value.is_graph_output():
                 value.name = f"{value.name}_inside"
     # Stack traces: the same encoder exported from another folder would be another file.
     for node in graph.graph:
@@ -116,16 +183,22 @@ def _tidy(graph: Any, about: EncoderDescription, opset: int) -> None:
     graph.graph.metadata_props.clear()
 
 
-def _name_the_batch(graph: Any) -> None:
-    """Call the dynamic dimension N, which the tracer names after its own symbol."""
-    symbol = graph.inputs[0].shape[0]
-    if isinstance(symbol, int):
-        raise MaestroError(
-            f"torch froze the batch at {symbol}: this version of it cannot export the encoder"
-        )
+def _name_dimensions(graph: Any, about: EncoderDescription) -> None:
+    """Call the free dimensions N, H, W, Hp and Wp, which the tracer names by its own symbols."""
+    free = {INPUT: {0: "N"}, **{name: {0: "N"} for name in about.outputs}}
+    if about.resolution != "fixed":
+        free[INPUT] |= {2: "H", 3: "W"}
+    if about.resolution == "dynamic" and about.kind == "encoder":
+        free["patches"] |= {2: "Hp", 3: "Wp"}
     for value in (*graph.inputs, *graph.outputs):
-        value.shape[0] = "N"
-    # Shapes noted inside the graph still use the tracer's symbol, and nothing needs them.
+        for axis, name in free[value.name].items():
+            if isinstance(value.shape[axis], int):
+                raise MaestroError(
+                    f"torch froze {name} at {value.shape[axis]}: this version of it cannot export "
+                    "the encoder"
+                )
+            value.shape[axis] = name
+    # Shapes noted inside the graph still use the tracer's symbols, and nothing needs them.
     for node in graph:
         for value in node.outputs:
             if not value.is_graph_output():
@@ -136,14 +209,10 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _weight_bytes(model: nn.Module) -> int:
-    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and deprecation notes off the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+def quiet(*names: str) -> Iterator[None]:
+    """Keep what these loggers warn of, and what is printed meanwhile, off the terminal."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -31,5 +31,9 @@ def resample_positions(positions: Tensor, grid: Size, wanted: Size) -> Tensor:
     if grid == wanted:
         return positions
     table = positions.unflatten(0, grid).permute(2, 0, 1)[None].float()
+    # Into a single column torch copies the first row to all: a single row is right.
+    column = wanted[1] == 1
+    table, wanted = (table.mT, (1, wanted[0])) if column else (table, wanted)
     table = F.interpolate(table, wanted, mode="bicubic", antialias=True, align_corners=False)
+    table = table.mT if column else table
     return table[0].permute(1, 2, 0).flatten(0, 1).to(positions.dtype)

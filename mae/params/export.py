@@ -45,9 +45,9 @@ class ExportParams(Section):
     patches; `resized`: of any height and width, resized and cropped inside the graph. precisions:
     a file each; int8 computes scales while running, int8_static takes them from
     `calibration_images` of train. keep_float: parts whose weights int8 leaves alone. on_refusal:
-    what follows from a precision beyond its limits; fp32 always fails. optimize: fused attention
-    and normalisation. classifier: a second model, the encoder with a logistic head on `feature`,
-    or fine-tuned by `evaluate.finetune` on all labels; null: none.
+    what follows from a precision beyond its limits; fp32 always fails. optimize: attention as
+    one operator of onnxruntime's own. classifier: a second model, the encoder with a logistic
+    head on `feature`, or fine-tuned by `evaluate.finetune` on all labels; null: none.
     """
 
     opset: Positive

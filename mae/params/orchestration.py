@@ -58,7 +58,8 @@ class GateParams(Section):
     must gain (a negative one lets a slightly worse but newer model pass); `floors` are the
     smallest and `ceilings` the largest values allowed (latency, size of the file); `max_drop` is
     how far other metrics may fall behind the champion's; `max_drift` how far the data may have
-    moved since the champion's (null: any). `comparison` null: recorded metrics alone decide.
+    moved since the champion's (null: any). `comparison` null: recorded metrics alone decide; else,
+    where the metric is the accuracy of knn, linear or linear_probe, the margin is that of the exam.
     `approval`: a person has the last word, in Prefect.
     """
 

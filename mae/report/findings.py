@@ -1,19 +1,23 @@
 """Everything a report tells, read from what the stages left; what is not there is named."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mae.data.dataset import DatasetInfo, read_dataset_info
 from mae.errors import DataError, MaestroError
 from mae.evaluation.outcome import Compared
+from mae.export.speed import Speed
 from mae.files import read_json
 from mae.model.artifact import read_info
 from mae.params import read_params
+from mae.report.exported import Exported
 from mae.report.protocols import PROTOCOLS, stage_of, title_of
+
+Found = TypeVar("Found")
 
 DATASETS = ("images", "scenes")
 
@@ -85,7 +89,8 @@ class Findings:
     losses: Curve | None = None
     observed: Curve | None = None
     results: dict[str, Result] = field(default_factory=dict)
-    export: dict[str, float] | None = None
+    exported: Exported | None = None
+    speed: Speed | None = None
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -109,7 +114,8 @@ def read_findings(root: Path) -> Findings:
         losses=reader.curve("loss.csv"),
         observed=reader.curve("observed.csv"),
         results=reader.results(),
-        export=reader.json("artifacts/metrics/export.json", "export"),
+        exported=reader.parsed("artifacts/export/export.json", "export", Exported.from_dict),
+        speed=reader.parsed("artifacts/benchmark/latency.json", "benchmark", Speed.from_dict),
         missing=reader.missing,
     )
 
@@ -129,6 +135,17 @@ class _Reader:
             return read_json(path)
         except ValueError as error:
             raise _damaged(path, error, stage) from None
+
+    def parsed(
+        self, name: str, stage: str, parse: Callable[[dict[str, Any]], Found]
+    ) -> Found | None:
+        content = self.json(name, stage)
+        if content is None:
+            return None
+        try:
+            return parse(content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _damaged(self._root / name, error, stage) from error
 
     def datasets(self) -> dict[str, DatasetInfo]:
         return {

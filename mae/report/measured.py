@@ -10,7 +10,7 @@ from mae.report.findings import Result, reading
 from mae.report.pictures import Picture
 from mae.report.protocols import PROTOCOLS, SECTIONS, Explained, Section
 from mae.report.story import Story
-from mae.report.templating import number, percent
+from mae.report.templating import number, percent, sentence
 
 _QUANTITIES = {
     "rank_me": "RankMe",
@@ -92,7 +92,7 @@ def _sentences(result: Result, name: str) -> list[str]:
     """Return what a protocol says itself of its numbers, in whole sentences."""
     said = result.detail.get(name) or []
     sentences = [said] if isinstance(said, str) else said
-    return [one[:1].upper() + one[1:].rstrip(".") + "." for one in sentences]
+    return [sentence(one) for one in sentences]
 
 
 def _band(result: Result) -> str | None:
@@ -100,12 +100,12 @@ def _band(result: Result) -> str | None:
     if expected is None:
         return None
     low, high = expected["low"], expected["high"]
-    sentence = f"Published for this setting: {percent(low)} to {percent(high)} %"
+    told = f"Published for this setting: {percent(low)} to {percent(high)} %"
     measured = result.numbers.get(expected["metric"])
     if measured is not None:
         where = "below" if measured < low else "above" if measured > high else "within"
-        sentence += f"; measured: {percent(measured)} %, {where} the band"
-    return f"{sentence} ({expected['source']})."
+        told += f"; measured: {percent(measured)} %, {where} the band"
+    return f"{told} ({expected['source']})."
 
 
 # --- tables ---------------------------------------------------------------------------------------

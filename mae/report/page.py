@@ -2,6 +2,7 @@
 
 import yaml
 
+from mae.report.benchmarked import Benchmarked
 from mae.report.charts import pretraining_charts
 from mae.report.findings import Findings
 from mae.report.measured import sections_of
@@ -24,6 +25,7 @@ def render_page(story: Story) -> str:
         sections=sections_of(story),
         samples=_samples(findings),
         charts=pretraining_charts(findings),
+        speed=Benchmarked.of(findings),
         reconstruction=embedded(findings.reconstruction) if findings.reconstruction else None,
         params=yaml.safe_dump(story.provenance.params, sort_keys=True, allow_unicode=True),
         classes_shown=_CLASSES_SHOWN,

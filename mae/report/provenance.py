@@ -29,7 +29,7 @@ def provenance_of(findings: Findings) -> Provenance:
         versions |= context.get("versions", {})
     return Provenance(
         commits=sorted({commit for commit in commits if commit}),
-        machines=sorted({_machine(context["hardware"]) for context in contexts}),
+        machines=sorted({machine_of(context["hardware"]) for context in contexts}),
         versions=versions,
         seeds=sorted({context["seed"] for context in contexts}),
         params=params,
@@ -37,7 +37,8 @@ def provenance_of(findings: Findings) -> Provenance:
     )
 
 
-def _machine(hardware: dict[str, Any]) -> str:
+def machine_of(hardware: dict[str, Any]) -> str:
+    """Return the processor, its cores and the GPU in words."""
     where = f"{hardware['cpu']}, {hardware['cores']} cores"
     return f"{where}, {hardware['gpu']}" if hardware.get("gpu") else f"{where}, no GPU"
 

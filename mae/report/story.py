@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from mae.report.classified import Classified, classified
 from mae.report.comparisons import Answer, Comparison, answer, compare
 from mae.report.data_summary import DataSummary, summarise
+from mae.report.decision import Decision
 from mae.report.findings import Findings
 from mae.report.protocols import TASKS
 from mae.report.provenance import Provenance, provenance_of
@@ -12,7 +13,10 @@ from mae.report.provenance import Provenance, provenance_of
 
 @dataclass(frozen=True)
 class Story:
-    """The findings, and what they say together. verdict: of the label budget, in a sentence."""
+    """The findings, and what they say together.
+
+    verdict: of the label budget, in a sentence. decision: the gate's, where this is about one.
+    """
 
     findings: Findings
     answer: Answer
@@ -21,6 +25,7 @@ class Story:
     classified: Classified | None
     data: list[DataSummary]
     provenance: Provenance
+    decision: Decision | None = None
 
     def compared(self, protocol: str) -> list[Comparison]:
         return [one for one in self.comparisons if one.protocol == protocol]
@@ -31,7 +36,7 @@ class Story:
         return [one for one in self.comparisons if one.protocol in TASKS]
 
 
-def tell(findings: Findings) -> Story:
+def tell(findings: Findings, decision: Decision | None = None) -> Story:
     comparisons = compare(findings.results)
     budget = findings.results.get("label_budget")
     return Story(
@@ -42,4 +47,5 @@ def tell(findings: Findings) -> Story:
         classified=classified(findings),
         data=[summarise(info) for info in findings.datasets.values()],
         provenance=provenance_of(findings),
+        decision=decision,
     )

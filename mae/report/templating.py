@@ -34,6 +34,9 @@ def _environment() -> Environment:
         "map_of": map_of,
         "truth_used": truth_used,
         "frame": frame,
+        "listed": listed,
+        "sentence": sentence,
+        "tiny": tiny,
     }
     return environment
 
@@ -70,6 +73,22 @@ def limit(bounds: dict[str, Any]) -> str:
     """Return an expectation's bounds in words, as in `≥ 100`."""
     parts = [f"{_BOUNDS.get(name, name + ' ')}{number(value)}" for name, value in bounds.items()]
     return ", ".join(parts) or "none"
+
+
+def tiny(value: float) -> str:
+    """Return a difference to two digits, as in 2.3e-06."""
+    return f"{value:.1e}"
+
+
+def listed(values: list[Any]) -> str:
+    """Return values as in `1, 2 and 64`."""
+    *most, last = map(number, values)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def sentence(words: str) -> str:
+    """Return words with a capital at the start and one full stop at the end."""
+    return words[:1].upper() + words[1:].rstrip(".") + "."
 
 
 def scalars(content: dict[str, Any]) -> dict[str, Any]:

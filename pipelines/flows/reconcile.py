@@ -31,13 +31,18 @@ UNDER_WAY = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
 def reconcile(deployment: str, max_late: timedelta) -> None:
     """Mark as crashed the runs of `deployment` without a process on this machine, cancel the late.
 
-    For deployments that are served from one machine only.
+    For deployments that are served from one machine only: runs of a work pool may have their
+    processes anywhere, and are found lost by the automation of pipelines/automations.py.
     """
     with get_client(sync_client=True) as client:
         try:
-            identity = client.read_deployment_by_name(deployment).id
+            found = client.read_deployment_by_name(deployment)
         except ObjectNotFound:
             return
+        if found.work_pool_name:
+            LOG.warning("'%s' was in work pool '%s'", deployment, found.work_pool_name)
+            return
+        identity = found.id
         for run in _without_process(client, identity):
             LOG.warning("run '%s' has lost its process: marked as crashed", run.name)
             crashed: State[Any] = Crashed(message="its process was gone when serving began")

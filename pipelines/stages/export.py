@@ -1,4 +1,4 @@
-"""DVC stage `export`: the pretrained encoder -> artifacts/export/encoder.onnx, behind its gate."""
+"""DVC stage `export`: the pretrained encoder -> ONNX files in artifacts/export, behind a gate."""
 
 from pathlib import Path
 
@@ -8,11 +8,12 @@ from mae.params import Params
 from pipelines.harness import run_stage
 
 PRETRAINED, SHARDS = Path("artifacts/pretrain"), Path("data/shards/images")
+RESULTS = Path("artifacts/results")
 FOLDER, METRICS = Path("artifacts/export"), Path("artifacts/metrics/export.json")
 
 
 def main(params: Params, arguments: list[str]) -> None:
-    numbers = export_encoder(PRETRAINED, SHARDS, FOLDER, params.export, params.runtime)
+    numbers = export_encoder(PRETRAINED, SHARDS, FOLDER, params, RESULTS)
     write_json(METRICS, numbers)
 
 

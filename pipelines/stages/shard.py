@@ -17,7 +17,14 @@ def main(params: Params, arguments: list[str]) -> None:
         raise ParamsError("usage: python -m pipelines.stages.shard images|scenes")
     dataset = cast(Dataset, arguments[0])
     folder = Path("data/shards") / dataset
-    info = shard_dataset(dataset, params.data, params.seed, folder, read_removals(REMOVALS))
+    info = shard_dataset(
+        dataset,
+        params.data,
+        params.seed,
+        folder,
+        read_removals(REMOVALS),
+        executor=params.runtime.executor,
+    )
     metrics = {
         "seen": info.seen,
         "accepted": info.accepted,

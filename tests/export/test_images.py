@@ -1,5 +1,7 @@
 """A folder's images are seen exactly as evaluation sees them."""
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,11 @@ import torch
 from PIL import Image
 
 from mae.data.loading.loader import EvalLoader
+from mae.data.loading.views import central
 from mae.data.reader import ShardReader
 from mae.data.records import Rejected
 from mae.data.sharding.run import shard_dataset
-from mae.export.images import InputImage, View, input_images
+from mae.export.images import InputImage, View, input_images, read_image
 from tests.small_project import small_params
 
 SMALL, LARGE = [(40, 60)] * 8, [(200, 150), (180, 400)] * 4
@@ -43,6 +46,21 @@ def test_same_pixels_as_the_evaluation_loader(
 
 def _is_image(found: InputImage | Rejected) -> bool:
     return isinstance(found, InputImage)
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (33, 71), (20, 21), (300, 401), (161, 90)])
+@pytest.mark.parametrize("resize", [1.0, 1.14, 1.25, 1.5])
+def test_what_a_model_crops_itself_has_the_same_centre(
+    shape: tuple[int, int], resize: float
+) -> None:
+    draw = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(buffer, "PNG")
+    view = View(channels=1, bit_depth=8, height=16, width=23, resize=resize)
+    expected = read_image(buffer.getvalue(), view)
+    around = read_image(buffer.getvalue(), replace(view, crops=False))
+    assert around.shape == (1, round(16 * resize), round(23 * resize))
+    np.testing.assert_array_equal(central(around, 16, 23), expected)
 
 
 def test_too_many_pixels_are_never_decoded(tmp_path: Path) -> None:

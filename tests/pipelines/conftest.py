@@ -1,19 +1,13 @@
 """Fixtures: a DVC project in a temporary folder, and one Prefect server for the session."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.pipelines.project import ROOT, STAGE, Project, wait_for
-from tests.ports import free_port
+from tests.pipelines.project import ROOT, STAGE, Project
+from tests.pipelines.servers import PrefectServer
 
 
 @pytest.fixture(scope="session")
@@ -44,43 +38,9 @@ def project(template: Path, tmp_path: Path) -> Iterator[Project]:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the API address of a real server on the loopback address."""
-    home = tmp_path_factory.mktemp("prefect")
-    port = free_port()
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(home),
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    }
-    environment.pop("PREFECT_API_URL", None)
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--no-ui",
-    ]
-    with (home / "log").open("wb") as log:
-        server = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}/api"
+    server = PrefectServer(tmp_path_factory.mktemp("prefect"))
     try:
-        wait_for(lambda: _answers(url), seconds=120)
-        yield url
+        server.start()
+        yield server.url
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+        server.kill()

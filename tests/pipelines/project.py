@@ -31,6 +31,24 @@ def main(params, arguments):
             raise RuntimeError("a bug")
         elif what == "suicide":
             __import__("os").kill(__import__("os").getpid(), 9)
+        elif what == "once":  # only the first process of this stage fails
+            first = not Path("runs/failed").exists()
+            Path("runs").mkdir(exist_ok=True)
+            Path("runs/failed").touch()
+            if first:
+                raise RuntimeError("a cosmic ray")
+        elif what == "full":
+            Path("/dev/full").write_text("x")
+        elif what == "metrics":
+            Path("metrics").mkdir(exist_ok=True)
+            Path("metrics/" + out + ".json").write_text('{"accuracy": 0.75, "by": {"k": 2}}')
+            Path("picture.png").write_bytes(b"PNG as it were")
+            Path("page").mkdir(exist_ok=True)
+            Path("page/index.html").write_text("<p>report</p>")
+        elif what == "steps":
+            for step in range(1, 5):
+                print("%s: step %d of 4, loss 0.1" % (out, step), flush=True)
+                time.sleep(0.3)
         else:
             raise getattr(errors, what)(f"why {what} was raised")
     time.sleep(float(seconds))
@@ -69,7 +87,7 @@ class Project:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=900,
             check=False,
         )
         assert not check or done.returncode == 0, done.stdout + done.stderr

@@ -28,11 +28,20 @@ stages:
 def test_stages_come_after_what_they_need(project: Project) -> None:
     project.stages(DIAMOND)
     assert read_graph(project.root) == [
-        StageNode("top", ()),
-        StageNode("middle@one", ("top",)),
-        StageNode("middle@two", ("top",)),
-        StageNode("last", ("middle@one", "middle@two")),
+        StageNode("top", (), outs=("t",)),
+        StageNode("middle@one", ("top",), outs=("m-one",)),
+        StageNode("middle@two", ("top",), outs=("m-two",)),
+        StageNode("last", ("middle@one", "middle@two"), outs=("l",)),
     ]
+
+
+def test_metrics_and_plots_are_told_from_other_outs(project: Project) -> None:
+    project.stages(
+        "stages: {s: {cmd: x, outs: [o], metrics: [{m/s.json: {cache: false}}], plots: [p]}}"
+    )
+    (node,) = read_graph(project.root)
+    assert set(node.outs) == {"o", "m/s.json", "p"}
+    assert (node.metrics, node.plots) == (("m/s.json",), ("p",))
 
 
 def test_names_do_not_depend_on_where_we_are(

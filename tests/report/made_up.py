@@ -11,6 +11,8 @@ from PIL import Image
 from mae.data.dataset import read_dataset_info
 from mae.evaluation.outcome import Compared, Outcome
 from mae.evaluation.scores import measure_scores
+from mae.export.speed import Speed, Timing
+from mae.export.speed_picture import draw_speed
 from mae.files import write_json
 from tests.small_project import COMMIT
 
@@ -26,7 +28,7 @@ CONTEXT = {
 
 
 def write_findings(root: Path) -> None:
-    """What validate, pretrain, evaluate and export would leave."""
+    """What validate, pretrain, evaluate, export and benchmark would leave."""
     fingerprint = read_dataset_info(root / "data/shards/images").fingerprint
     write_json(root / "data/validation/verdict.json", verdict(fingerprint))
     curve = root / "artifacts/plots/pretrain/loss.csv"
@@ -40,8 +42,9 @@ def write_findings(root: Path) -> None:
     for protocol, content in results().items():
         content["context"] = {**CONTEXT, "data_fingerprint": fingerprint}
         write_json(root / f"artifacts/results/{protocol}.json", content)
-    numbers = {"max_abs": 2.3e-6, "min_cosine": 0.9999999, "parity_images": 64.0, "file_mb": 4.79}
-    write_json(root / "artifacts/metrics/export.json", numbers)
+    write_json(root / "artifacts/export/export.json", exported())
+    write_json(root / "artifacts/benchmark/latency.json", speed().to_dict())
+    draw_speed(speed(), root / "artifacts/plots/benchmark/speed.png")
 
 
 def verdict(fingerprint: str) -> dict[str, Any]:
@@ -66,6 +69,126 @@ def verdict(fingerprint: str) -> dict[str, Any]:
         finding("the aspect ratio", "info", True, 0.0, {"min_value": 0.2, "max_value": 5.0}),
     ]
     return {"passed": True, "fingerprints": {"images": fingerprint}, "expectations": findings}
+
+
+def exported() -> dict[str, Any]:
+    """Two encoders and a classifier, with int8 refused."""
+
+    def file(precision: str, kind: str, off: float) -> dict[str, Any]:
+        outputs = ("logits", "probabilities") if kind == "classifier" else ("cls", "mean")
+        worst = {"max_abs": off, "max_abs_key": "dark/001.png"}
+        worst |= {"min_cosine": 1 - off, "min_cosine_key": "bright/002.png"}
+        slight = {**worst, "max_abs": off / 2, "min_cosine": 1 - off / 2}
+        return {
+            "precision": precision,
+            "kind": kind,
+            "mb": 4.79,
+            "sha256": "ab" * 32,
+            "data": [],
+            "parity": {"CPUExecutionProvider": dict(zip(outputs, (worst, slight), strict=True))},
+            "neighbours": None if kind == "classifier" else 0.984375,
+            "decisions": None if kind == "classifier" else 1.0,
+        }
+
+    limits = {"max_abs": 1e-4, "min_cosine": 0.99999, "neighbours": 1.0, "decisions": 1.0}
+    return {
+        "format": 1,
+        "files": {
+            "classifier.onnx": file("fp32", "classifier", 1.5e-6),
+            "encoder.fp16.onnx": file("fp16", "encoder", 3.1e-4),
+            "encoder.onnx": file("fp32", "encoder", 2.3e-6),
+        },
+        "refused": {"int8": "the cosine of cls is 0.91, below export.parity.int8.min_cosine 0.99"},
+        "parity_images": 64,
+        "split": "test",
+        "batches": [1, 2, 7, 64],
+        "grids": [],
+        "resolution": "fixed",
+        "limits": {"fp32": limits, "fp16": {**limits, "max_abs": None, "min_cosine": 0.999}},
+        "classifier": {"kind": "logistic", "feature": "mean", "c": 1.0, "accuracy": 0.9},
+    }
+
+
+def speed(*, gpu: bool = False) -> Speed:
+    """torch, compiled torch and two files, on a CPU and perhaps a GPU that is ten times as fast."""
+    timings = [
+        Timing(name, device, batch, 100, *milliseconds, rate, first, cosine)
+        for device, times in (("cpu", 1.0), ("cuda", 0.1))[: 2 if gpu else 1]
+        for batch, many in ((1, 1), (32, 3))
+        for name, fast, first, cosine in (
+            ("torch", 1.0, 0.1, 1.0),
+            ("torch_compile", 1.2, 9.0, 1.0),
+            ("fp32", 2.0, 0.1, 1.0),
+            ("int8", 4.0, 0.1, 0.9987),
+        )
+        for rate in [1000 * many * fast / times]
+        for milliseconds in [tuple(1e3 * batch / rate * factor for factor in (1.0, 1.1, 1.5))]
+    ]
+    context = {**CONTEXT, "versions": {**CONTEXT["versions"], "onnxruntime": "1.31.0"}}
+    return Speed(
+        timings,
+        {"fp16_cpu": "export.parity refused it"},
+        "cuda" if gpu else "cpu",
+        {"torch": 2, "onnxruntime": 0},
+        context,
+    )
+
+
+def decision(**changes: Any) -> dict[str, Any]:
+    """A challenger that was promoted after a comparison on the exam."""
+    checks = [
+        {
+            "metric": "linear_probe.accuracy",
+            "rule": "margin",
+            "challenger": 0.91,
+            "champion": 0.885,
+            "bound": 0.0,
+            "passed": True,
+            "reason": "linear_probe.accuracy rose by 0.025",
+        },
+        {
+            "metric": "export.file_mb",
+            "rule": "ceiling",
+            "challenger": 4.79,
+            "champion": None,
+            "bound": 400.0,
+            "passed": True,
+            "reason": "export.file_mb is 4.79, at most 400 is allowed",
+        },
+    ]
+    content = {
+        "promote": True,
+        "reason": "linear_probe.accuracy rose by 0.025; wins in 97.0 % of the resamples",
+        "checks": checks,
+        "challenger": {"linear_probe.accuracy": 0.91, "pretrain.loss": "NaN"},
+        "champion": {"linear_probe.accuracy": 0.885, "pretrain.loss": 0.3},
+        "comparison": {
+            "images": 1440,
+            "champion_accuracy": 0.885,
+            "challenger_accuracy": 0.91,
+            "difference": 0.025,
+            "low": 0.004,
+            "high": 0.046,
+            "win_share": 0.97,
+            "confidence": 0.9,
+            "resamples": 2000,
+            "margin": 0.01,
+            "feature": "cls",
+            "only_champion": 12,
+            "only_challenger": 48,
+            "exam": {"sha256": "cd" * 32, "images": 1500, "vanished": 60, "relabelled": 0},
+        },
+        "remarks": ["the sources grew by 120 images"],
+        "artifact": "encoder",
+        "stage": "prod",
+        "champion_version": "v0.1.0",
+        "commit": COMMIT,
+        "data_fingerprint": {"data/shards/images": "0f0f.dir"},
+        "drift": {"images_mean": 0.03},
+        "decided_at": "2026-11-21T03:12:45+00:00",
+        "approval": None,
+    }
+    return {**content, **changes}
 
 
 def results() -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The page and the card tell what was found, what was skipped and what is missing."""
 
+import html
 import html.parser
 import re
 import shutil
@@ -26,6 +27,12 @@ def build(root: Path) -> tuple[str, str]:
     folder = root / "artifacts/report"
     build_report(root, folder)
     return (folder / PAGE).read_text("utf-8"), (folder / CARD).read_text("utf-8")
+
+
+def words(page: str) -> str:
+    """Return what a reader reads."""
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    return html.unescape(text).replace("\u00a0", " ")
 
 
 class Balance(html.parser.HTMLParser):
@@ -66,7 +73,7 @@ def test_page_is_whole_and_loads_nothing(copy: Path) -> None:
 
 def test_page_tells_what_was_found(copy: Path) -> None:
     page, _ = build(copy)
-    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page)).replace("\u00a0", " ")
+    text = words(page)
     for part in (
         "Was pretraining worth it? Yes",
         "90.3 % pretrained against 61.0 % from scratch, +29.3 points (± 4.5 over 3 seeds)",
@@ -138,7 +145,8 @@ def test_names_from_the_data_are_escaped(copy: Path) -> None:
         ("artifacts/plots", "pretrain"),
         ("artifacts/results/knn.json", "evaluate@knn"),
         ("artifacts/results/detection.json", "detect"),
-        ("artifacts/metrics", "export"),
+        ("artifacts/export", "export"),
+        ("artifacts/benchmark", "benchmark"),
     ],
 )
 def test_what_is_missing_is_said(copy: Path, gone: str, stage: str) -> None:

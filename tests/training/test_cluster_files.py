@@ -1,12 +1,13 @@
-"""docs/cluster: what the files say fits together, and their commands train as one process does."""
+"""deploy: what the files say fits together, and their commands train as one process does."""
 
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from mae.data.dataset import read_dataset_info
 from mae.data.sharding.run import shard_dataset
 from mae.data.validation.verdict import Verdict
 from mae.files import write_json
+from pipelines.processes import marked
 from tests.ports import free_port
 from tests.small_project import ROOT, small_params, write_images
 
-CLUSTER = ROOT / "docs/cluster"
-SLURM = CLUSTER / "slurm.sh"
+SLURM = ROOT / "deploy/slurm.sh"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
@@ -32,7 +33,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def objects() -> dict[str, Any]:
-    documents = yaml.safe_load_all((CLUSTER / "kubernetes.yaml").read_text(encoding="utf-8"))
+    text = (ROOT / "deploy/kubernetes/pretrain.yaml").read_text(encoding="utf-8")
+    documents = yaml.safe_load_all(text)
     return {one["kind"]: one for one in documents}
 
 
@@ -60,8 +62,9 @@ def test_the_job_and_its_service_name_each_other(objects: dict[str, Any]) -> Non
 
 def test_the_job_has_a_pod_for_each_node(objects: dict[str, Any]) -> None:
     spec, wanted = objects["Job"]["spec"], options(container(objects)["command"])
+    least, most = (int(part) for part in wanted["nnodes"].split(":"))
     assert spec["completionMode"] == "Indexed"
-    assert spec["completions"] == spec["parallelism"] == int(wanted["nnodes"])
+    assert spec["completions"] == spec["parallelism"] == most > least
     limits = container(objects)["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == int(wanted["nproc-per-node"])
 
@@ -76,7 +79,8 @@ def test_a_preempted_pod_has_the_time_to_save_and_comes_back(objects: dict[str, 
     # A policy on failures is accepted with pods that are never restarted in place alone.
     assert pod["restartPolicy"] == "Never" and spec["backoffLimit"] > 0
     (rule,) = spec["podFailurePolicy"]["rules"]
-    assert (rule["action"], rule["onPodConditions"]) == ("Ignore", [{"type": "DisruptionTarget"}])
+    preempted = {"type": "DisruptionTarget", "status": "True"}
+    assert (rule["action"], rule["onPodConditions"]) == ("Ignore", [preempted])
 
 
 def test_every_mount_has_its_volume(objects: dict[str, Any]) -> None:
@@ -242,6 +246,16 @@ def wait_for(processes: list[subprocess.Popen[str]]) -> None:
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)
 
 
+def on_loopback(objects: dict[str, Any], port: int) -> list[str]:
+    """Return the job's command, for one process on each of the nodes, which are all here."""
+    places = {"--nproc-per-node": "1", "--rdzv-endpoint": f"localhost:{port}"}
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    for part in container(objects)["command"][1:]:
+        name = part.split("=", 1)[0]
+        command.append(f"{name}={places[name]}" if name in places else part)
+    return command
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_two_nodes_learn_what_one_process_learns(
@@ -253,12 +267,7 @@ def test_two_nodes_learn_what_one_process_learns(
     params = tmp_path / "two/params.yaml"
     params.write_text(params.read_text().replace("sharding: ddp", f"sharding: {sharding}"))
     assert f"sharding: {sharding}" in params.read_text()
-    port = free_port()
-    places = {"--nproc-per-node": "1", "--rdzv-endpoint": f"localhost:{port}"}
-    command = [sys.executable, "-m", "torch.distributed.run"]
-    for part in container(objects)["command"][1:]:
-        name = part.split("=", 1)[0]
-        command.append(f"{name}={places[name]}" if name in places else part)
+    command = on_loopback(objects, free_port())
     given = {one["name"]: one["value"] for one in container(objects)["env"]} | ONE_THREAD
     wait_for([run_in(tmp_path / "two", command, given) for _ in range(2)])
     alone = [sys.executable, "-m", "pipelines.stages.pretrain"]
@@ -274,3 +283,48 @@ def test_two_nodes_learn_what_one_process_learns(
             # The bias of the keys shifts all scores of a query alike: its gradient is rounding.
             pair = tuple(torch.cat([bias.chunk(3)[0], bias.chunk(3)[2]]) for bias in pair)
         torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_the_other_node_goes_on_when_one_is_lost(
+    project: Path, objects: dict[str, Any], tmp_path: Path
+) -> None:
+    """One of two agents is killed, with the process it started, and never comes back."""
+    shutil.copytree(project, root := tmp_path / "project")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["pretrain"]["epochs"] = 400
+    params["runtime"]["observe"]["every_epochs"] = 0
+    params["runtime"]["checkpoint_minutes"] = 0.01
+    (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    port = free_port()
+    command = [
+        part.replace("last_call_timeout=120", "last_call_timeout=5")
+        for part in on_loopback(objects, port)
+    ]
+    given = {one["name"]: one["value"] for one in container(objects)["env"]} | ONE_THREAD
+    first = run_in(root, command, given)
+    until(lambda: accepts(port))  # it is the one at which the others meet
+    second = run_in(root, command, given | {"LOST": str(root)})
+    until(lambda: [one for one in root.rglob("checkpoints/step-*") if int(one.name[5:]) > 0])
+    for process in marked(LOST=str(root)):
+        process.kill()
+    second.communicate()
+    said = first.communicate(timeout=500)[0]
+    assert first.returncode == 0, said
+    assert "continues after step" in said
+    assert (root / "artifacts/pretrain/encoder.safetensors").exists()
+
+
+def accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("localhost", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

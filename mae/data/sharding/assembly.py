@@ -49,6 +49,8 @@ def workspace_of(folder: Path) -> Iterator[Path]:
                 f"another process is sharding {folder}: wait for it to end, then run again"
             ) from None
         _put_back(folder, workspace)
+        for half in (*workspace.glob("*.tmp"), *workspace.glob("*.raw")):
+            half.unlink(missing_ok=True)
         yield workspace
         shutil.rmtree(workspace)
 

@@ -1,4 +1,4 @@
-"""Examining all images of a source, in processes, in pieces that survive a kill.
+"""Examining all images of a source, side by side, in pieces that survive a kill.
 
 The records are cut into chunks; what is found out about a chunk is one Parquet file in the
 workspace, named by a hash of all that could change it. A run that was killed finds its finished
@@ -21,7 +21,7 @@ from mae.data.reasons import ImageFault
 from mae.data.records import Inline, Record
 from mae.data.sharding.examine import FACTS, examine, facts_row
 from mae.data.sharding.shards import about
-from mae.data.sharding.workers import run_all
+from mae.data.sharding.workers import Workers
 from mae.files import replacing_file
 from mae.params import DataParams
 
@@ -56,7 +56,7 @@ def probe_all(
     made_by: str,
     previous: Path | None,
     workspace: Path,
-    workers: int,
+    workers: Workers,
 ) -> pa.Table:
     """Examine every record and return a row (PROBED) for each, in their order.
 
@@ -75,7 +75,7 @@ def probe_all(
     with tqdm(
         total=len(records), initial=done, desc="examine", unit="image", disable=None
     ) as progress:
-        for examined in run_all(_examine_chunk, todo, workers):
+        for examined in workers.run_all(_examine_chunk, todo):
             progress.update(examined)
     tables = [pq.read_table(chunk.path, schema=PROBED) for chunk in chunks]
     return pa.concat_tables(tables) if tables else PROBED.empty_table()

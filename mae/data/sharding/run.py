@@ -33,8 +33,9 @@ from mae.data.sharding.storing import (
     write_shards,
 )
 from mae.data.sharding.summary import skipped_info, summarise
+from mae.data.sharding.workers import PROCESSES, Workers
 from mae.data.sources import Dataset, open_source
-from mae.params import DataParams
+from mae.params import DataParams, ExecutorParams
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +51,15 @@ def shard_dataset(
     folder: Path,
     removals: Removals = _NOTHING,
     workers: int | None = None,
+    executor: ExecutorParams = PROCESSES,
 ) -> DatasetInfo:
     """Bring `folder` up to date with the source that `data` names and return what is in it.
 
-    The result takes its place only when it is whole. Its bytes do not depend on the number of
-    `workers` (processes, one for each core by default), on interruptions, or on the order in
-    which the source lists its images. Raises DataError when the source is missing, empty, or
-    holds no usable training image, and when the disk is full; what was finished is then kept.
+    The result takes its place only when it is whole. Its bytes do not depend on the
+    `executor` and the number of its `workers` (one for each core by default), on interruptions,
+    or on the order in which the source lists its images. Raises DataError when the source is
+    missing, empty, or holds no usable training image, and when the disk is full; what was
+    finished is then kept.
     """
     if dataset == "scenes":  # their annotations are drawn on the images as they are
         data = data.model_copy(update={"store": data.store.model_copy(update={"form": "found"})})
@@ -70,10 +73,9 @@ def shard_dataset(
             manifest, layout = MANIFEST.empty_table(), Layout((), ())
         else:
             previous = Previous.read(folder, recipe, code)
-            job = _Job(
-                source, data, recipe + code, previous, workspace, workers or os.cpu_count() or 1
-            )
-            manifest, layout, tasks = job.run(removals)
+            with Workers(executor, workers or os.cpu_count() or 1, workspace) as crew:
+                job = _Job(source, data, recipe + code, previous, workspace, crew)
+                manifest, layout, tasks = job.run(removals)
             info = summarise(dataset, source, data, recipe, code, manifest)
         replace_dataset(folder, workspace, info, manifest, layout, tasks)
     info = read_dataset_info(folder)
@@ -91,7 +93,7 @@ class _Job:
         made_by: str,
         previous: Previous,
         workspace: Path,
-        workers: int,
+        workers: Workers,
     ) -> None:
         self._source = source
         self._data = data

@@ -6,6 +6,7 @@ transactions cut by content, a map size by formula, and a compacting copy, which
 """
 
 import json
+import uuid
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,10 +68,10 @@ class ShardWriter:
 
     def __init__(self, path: Path, capacity: int) -> None:
         self._path = path
-        self._raw = path.with_suffix(".raw")
-        self._copy = path.with_suffix(".tmp")
+        mine = uuid.uuid4().hex  # a cluster may give a shard to a second worker meanwhile
+        self._raw = path.with_name(f"{path.stem}-{mine}.raw")
+        self._copy = path.with_name(f"{path.stem}-{mine}.tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._raw.unlink(missing_ok=True)
         self._environment = lmdb.open(
             str(self._raw),
             subdir=False,
@@ -108,7 +109,6 @@ class ShardWriter:
         try:
             if kind is None:
                 self._transaction.commit()
-                self._copy.unlink(missing_ok=True)
                 self._environment.copy(str(self._copy), compact=True)
                 flush_to_disk(self._copy)
                 self._copy.replace(self._path)

@@ -1,4 +1,4 @@
-"""Writing the shards of a layout, in processes; a shard that is finished is never written twice."""
+"""Writing the shards of a layout, side by side; one that is finished is never written twice."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ from mae.data.records import Record
 from mae.data.sharding.layout import Shard
 from mae.data.sharding.shards import ShardWriter, about, stored_bytes
 from mae.data.sharding.stored import Stored, stored_form, stored_shape
-from mae.data.sharding.workers import run_all
+from mae.data.sharding.workers import Workers
 from mae.errors import DataError
 from mae.files import replacing_file
 from mae.params import DataParams
@@ -79,7 +79,7 @@ def task_path(workspace: Path, shard: Shard, proofs: Sequence[str], capacity: in
     return workspace / f"shard-{content[:32]}.mdb"
 
 
-def write_shards(tasks: Sequence[ShardTask], workers: int) -> pa.Table:
+def write_shards(tasks: Sequence[ShardTask], workers: Workers) -> pa.Table:
     """Write the shards that are not there yet; return where each image lies (PLACES)."""
     todo = [task for task in tasks if not (task.path.exists() and task.places.exists())]
     images = sum(len(task.records) for task in tasks)
@@ -87,7 +87,7 @@ def write_shards(tasks: Sequence[ShardTask], workers: int) -> pa.Table:
     with tqdm(
         total=images, initial=images - left, desc="write", unit="image", disable=None
     ) as progress:
-        for written in run_all(_write_shard, todo, workers):
+        for written in workers.run_all(_write_shard, todo):
             progress.update(written)
     tables = [pq.read_table(task.places, schema=PLACES) for task in tasks]
     return pa.concat_tables(tables) if tables else PLACES.empty_table()

@@ -1,80 +1,191 @@
-"""Processes that examine images and write shards."""
+"""Those who examine images and write shards, wherever they are."""
 
-import multiprocessing
+import functools
 import os
-import select
-import signal
-import threading
+import socket
 import time
+import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Future,
+    wait,
+)
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
-from mae.errors import DataError
+from mae.data.sharding.executors import started
+from mae.data.sharding.started import Started
+from mae.errors import DataError, MaestroError
+from mae.params import ExecutorParams
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 PATIENCE_SECONDS = 3.0
+PROCESSES = ExecutorParams(kind="processes", address=None)
+_AHEAD = 4  # tasks handed out for each that is being done, so that nobody waits for the next
+_FEWEST_AHEAD = 64  # a cluster may grow
+_SHAPING = ("imagecodecs", "imagehash", "lmdb", "numpy", "pillow", "simplejpeg", "tifffile")
 
 
-def run_all(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
-) -> Iterator[Result]:
-    """Yield function(task) for each task as they are done, computed by `workers` processes.
+class Workers:
+    """They are started when there is enough to do, and end with this process or this block.
 
-    Processes take seconds to start: the first tasks are computed here, and what is left after
-    as long a time goes to them. The first exception of a task is raised; tasks not yet begun are
-    then dropped. Processes end with this one, however it ends.
+    count: how many, where it is not a cluster that has its own. workspace: where they write.
     """
-    started = time.monotonic()
-    left = list(tasks)
-    while left and (len(left) < 2 or time.monotonic() - started < PATIENCE_SECONDS):
-        yield function(left.pop(0))
-    if left:
-        yield from _in_processes(function, left, workers)
+
+    def __init__(self, executor: ExecutorParams, count: int, workspace: Path) -> None:
+        self._params, self._count, self._workspace = executor, count, workspace
+        self._stack = ExitStack()
+        self._started: Started | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
+
+    def run_all(
+        self, function: Callable[[Task], Result], tasks: Sequence[Task]
+    ) -> Iterator[Result]:
+        """Yield function(task) for each task as they are done.
+
+        All but threads take seconds to start: until they have, the first tasks are computed here,
+        and what is left after as long a time goes to them. The first exception of a task is
+        raised; tasks not yet begun are then dropped.
+        """
+        begun = time.monotonic()
+        left = deque(tasks)
+        while self._wait_with_starting(len(left), time.monotonic() - begun):
+            yield function(left.popleft())
+        if not left:
+            return
+        if self._started is None:
+            self._started = self._stack.enter_context(started(self._params, self._count))
+        lost: tuple[type[BaseException], ...] = (
+            BrokenExecutor,
+            CancelledError,
+            *self._started.lost,
+        )
+        try:
+            with self._handed_over(function) as call:
+                yield from _done(self._started, call, left)
+        except lost as error:
+            raise DataError(
+                "a worker that was busy with images was lost, most often for want of memory: lower "
+                "data.max_pixels or free memory, and run again; what is done is kept "
+                f"({type(error).__name__})"
+            ) from None
+
+    def _wait_with_starting(self, left: int, seconds: float) -> bool:
+        if not left or self._started or self._params.kind == "threads":
+            return False
+        return left < 2 or seconds < PATIENCE_SECONDS
+
+    @contextmanager
+    def _handed_over(self, function: Callable[[Task], Result]) -> Iterator[Callable[[Task], Any]]:
+        """Yield what the executor is to call in place of `function`."""
+        if self._params.kind in ("threads", "processes"):
+            yield function
+            return
+        beacon = self._workspace.resolve() / f"beacon-{uuid.uuid4().hex}"
+        beacon.touch()
+        home = _Home(socket.gethostname(), Path.cwd(), beacon, tuple(made_with().items()))
+        try:
+            yield functools.partial(_at_home, home, function)
+        finally:
+            # A change to the folder also lets a network file system see what others wrote there.
+            beacon.unlink()
 
 
-def _in_processes(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+def _done(
+    running: Started, function: Callable[[Task], Result], tasks: deque[Task]
 ) -> Iterator[Result]:
-    # Not fork: a child would inherit the locks of this process's threads.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mae.data.sharding.run"])
-    pool = ProcessPoolExecutor(
-        min(workers, len(tasks)),
-        mp_context=context,
-        initializer=_end_with,
-        initargs=(os.getpid(),),
-    )
+    """Keep a bounded number of tasks handed out: a cluster would hold them all in memory."""
+    ahead = max(_FEWEST_AHEAD, _AHEAD * running.slots)
+    waiting: set[Future[Any]] = set()
     try:
-        futures: list[Future[Result]] = [pool.submit(function, task) for task in tasks]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool:
-        raise DataError(
-            "a process that worked on images was killed, most often for want of memory: lower "
-            "data.max_pixels or free memory, and run again; what is done is kept"
-        ) from None
+        while tasks or waiting:
+            while tasks and len(waiting) < ahead:
+                waiting.add(running.executor.submit(function, tasks.popleft()))
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield _result(future)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for future in waiting:
+            future.cancel()
 
 
-def _end_with(process: int) -> None:
-    """Let this process end as soon as another, the one it works for, is gone.
+def _result(future: Future[Any]) -> Any:
+    result = future.result()
+    if isinstance(result, MaestroError):
+        raise result
+    return result
 
-    The processes of a forkserver are its children, so the kernel's own signal on a parent's death
-    would tell of the wrong one.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+# --- on a machine of a cluster ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Home:
+    """The machine that hands out the tasks: its name, working folder, and a file to be seen."""
+
+    host: str
+    folder: Path
+    beacon: Path
+    made_with: tuple[tuple[str, str], ...]
+
+    def enter(self) -> None:
+        """Work in that very folder. Raises DataError where this is another file system or code."""
+        here = socket.gethostname()
+        if not self.beacon.is_file():
+            raise DataError(
+                f"the worker on {here} does not see {self.beacon.parent} of {self.host}: every "
+                "machine must have the project and its images on one file system, at one path"
+            )
+        mine = made_with()
+        for name, theirs in self.made_with:
+            if mine[name] != theirs:
+                raise DataError(
+                    f"the worker on {here} has {name} {mine[name]}, and {self.host} {theirs}: "
+                    "install the same everywhere, or the shards' bytes would depend on who wrote"
+                )
+        if Path.cwd() != self.folder:
+            os.chdir(self.folder)
+
+
+def _at_home(home: _Home, function: Callable[[Task], Result], task: Task) -> Result | MaestroError:
+    """Return what is to be raised: clusters wrap an exception in others of their own."""
     try:
-        lifeline = os.pidfd_open(process)
-    except ProcessLookupError:
-        os._exit(1)
-    threading.Thread(target=_wait_and_exit, args=(lifeline,), daemon=True).start()
+        home.enter()
+        return function(task)
+    except MaestroError as error:
+        return error
 
 
-def _wait_and_exit(lifeline: int) -> None:
-    select.select([lifeline], [], [])
-    os._exit(1)
+@functools.cache
+def made_with() -> dict[str, str]:
+    """Return the versions of what the bytes of shards depend on."""
+    from mae.data.sharding.assembly import code_of
+
+    return {"this code": code_of()[:12]} | {name: _version(name) for name in _SHAPING}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Pretraining on several nodes of a Slurm cluster: sbatch docs/cluster/slurm.sh, from the checkout.
+# Pretraining on several nodes of a Slurm cluster: sbatch deploy/slurm.sh, from the checkout.
 # Two minutes before the time limit it saves its state and queues itself again; see docs/cluster.md.
 #SBATCH --job-name=maestro
 #SBATCH --nodes=2
@@ -20,7 +20,9 @@ export OMP_NUM_THREADS=$((${SLURM_CPUS_PER_TASK:-$PROCESSES} / PROCESSES))
 # Time to save, from the signal on; and processes that start again must not meet the old ones.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
-on_node() { # runs once on each node: torchrun's agent, in the checkout or in a copy with local shards
+# Runs once on each node: torchrun's agent, in the checkout or in a copy with local shards.
+# shellcheck disable=SC2329  # srun calls it
+on_node() {
     if [ -n "$LOCAL" ]; then
         local here="$LOCAL/maestro-$SLURM_JOB_ID"
         mkdir -p "$here/data"

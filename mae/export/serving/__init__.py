@@ -1,0 +1,1 @@
+"""The encoder as a small HTTP service: embed, classify, search, and what an operator needs."""
