@@ -12,7 +12,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 pipeline: .venv/ready ## images -> shards -> encoder -> evaluation -> ONNX -> report
 	$(BIN)/dvc repro
 
-test: .venv/ready ## every test; `make test TESTS="-m 'not slow'"` for the quick ones
+TESTS ?= -m "not slow"
+
+test: .venv/ready ## all but the slow ones; every one, as CI: make test TESTS=
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(TESTS)
 
 lint: .venv/ready ## style, types, import rules

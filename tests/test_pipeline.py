@@ -78,7 +78,7 @@ def test_every_stage_runs_to_its_end(complete: PipelineProject) -> None:
     report = complete.root / "artifacts/report"
     assert {path.name for path in report.iterdir()} == {"index.html", "MODEL_CARD.md"}
     metrics = sorted((complete.root / "artifacts/metrics").glob("*.json"))
-    assert len(metrics) == 9
+    assert len(metrics) == 10
     for path in metrics:
         numbers = json.loads(path.read_text())
         assert numbers, path
@@ -126,16 +126,20 @@ def test_the_exported_encoder_embeds(complete: PipelineProject) -> None:
 # --- what runs again ----------------------------------------------------------------------------
 
 
+# The exported files say what was measured of the encoder.
+AFTER_KNN = ["evaluate@knn", "export", "benchmark", "report"]
+
+
 def test_again_nothing_runs(complete: PipelineProject) -> None:
     again = complete.dvc("repro")
     assert again.stages_run == []
     assert "Data and pipelines are up to date." in again.said
 
 
-def test_another_k_runs_its_protocol_and_the_report(complete: PipelineProject) -> None:
+def test_another_k_runs_its_protocol_and_what_tells_of_it(complete: PipelineProject) -> None:
     project = complete.copy("another-k")
     project.set(**{"evaluate.knn.k": [3]})
-    assert project.dvc("repro").stages_run == ["evaluate@knn", "report"]
+    assert project.dvc("repro").stages_run == AFTER_KNN
 
     changed = json.loads(project.dvc("params", "diff", "--json").said)
     assert changed == {"params.yaml": {"evaluate.knn.k": {"old": "[5, 10, 20]", "new": "[3]"}}}
@@ -153,7 +157,7 @@ def test_another_k_runs_its_protocol_and_the_report(complete: PipelineProject) -
 def test_an_experiment_runs_and_is_shown(complete: PipelineProject) -> None:
     project = complete.copy("experiment")
     ran = project.dvc("exp", "run", "--name", "warmer", "-S", "evaluate.knn.temperature=0.1")
-    assert ran.stages_run == ["evaluate@knn", "report"]
+    assert ran.stages_run == AFTER_KNN
     baseline = json.loads(project.dvc("exp", "show", "--json").said)[-1]
     (experiment,) = baseline["experiments"]
     assert experiment["name"] == "warmer"
@@ -163,7 +167,7 @@ def test_an_experiment_runs_and_is_shown(complete: PipelineProject) -> None:
         revision["data"]["params"]["params.yaml"]["data"]["evaluate"]["knn"]["temperature"] == 0.1
     )
     metrics = revision["data"]["metrics"]
-    assert len(metrics) == 9
+    assert len(metrics) == 10
     assert not [name for name, one in metrics.items() if "error" in one]
 
 
@@ -284,7 +288,7 @@ def test_images_without_labels_and_no_scenes(place: Path) -> None:
             "pretrain.epochs": 2,
         },
     )
-    assert len(project.dvc("repro").stages_run) == 10
+    assert len(project.dvc("repro").stages_run) == 11
     card = project.read_text("artifacts/report/MODEL_CARD.md")
     page = project.read_text("artifacts/report/index.html")
     for protocol in ("knn", "linear_probe", "finetune", "detection"):
@@ -325,7 +329,7 @@ def test_an_unknown_parameter_is_refused_by_every_stage_and_costs_nothing(
     before = project.contents("artifacts", "data", "runs")
     project.set(**{"pretrain.epochz": 3})
     stages = sorted(path.stem for path in (project.root / "pipelines/stages").glob("[!_]*.py"))
-    assert len(stages) == 6
+    assert len(stages) == 7
     begun = {stage: project.begin("-m", f"pipelines.stages.{stage}") for stage in stages}
     for stage, running in begun.items():
         ended = running.end()

@@ -29,7 +29,12 @@ class Resizer(nn.Module):
         pixels = [torch.arange(side, dtype=torch.float64) for side in images.shape[-2:]]
         # Numbers in the graph, not symbols of the tracer's: nothing may depend on the example.
         sides = [torch.ones_like(pixel).sum() for pixel in pixels]
-        scale = torch.maximum(self.goals[0] / sides[0], self.goals[1] / sides[1])
+        # A number over a tensor would be the number times a reciprocal, off in the last bit.
+        covering = [
+            torch.full_like(sides[0], goal) / side
+            for goal, side in zip(self.goals, sides, strict=True)
+        ]
+        scale = torch.maximum(*covering)
         rows, columns = (self._weights(axis, pixels[axis], sides[axis], scale) for axis in range(2))
         resized = rows @ images.to(torch.float64) @ columns.mT
         return (resized + 0.5).floor().clamp(0, self.full_scale)
@@ -108,6 +113,7 @@ class AnyGridEncoder(Encoder):
     @staticmethod
     def _axis(before: int, after: int) -> Tensor:
         places = torch.arange(after, dtype=torch.float64)
-        scale = before / torch.ones_like(places).sum()
+        after_all = torch.ones_like(places).sum()
+        scale = torch.full_like(after_all, before) / after_all
         pixels = torch.arange(before, dtype=torch.float64)
         return bicubic_weights(places, scale, pixels, torch.tensor(float(before)).double())[0]

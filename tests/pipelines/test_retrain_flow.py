@@ -225,7 +225,7 @@ def test_a_second_one_says_who_is_at_work(trained: RetrainingProject) -> None:
     trained.world(0.9, seconds=600)
     first = trained.start(*FLOW, "--once")
     wait_for(lambda: trained.trainings == 2, 120)
-    said = trained.command("--once", code=6)
+    said = trained.command("--once", code=7)
     assert f"another retraining is under way: process {first.pid} on" in said
     first.send_signal(signal.SIGTERM)
     assert first.wait(120) == 75
