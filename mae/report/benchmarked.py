@@ -10,7 +10,7 @@ from mae.report.pictures import Picture
 from mae.report.provenance import machine_of
 from mae.report.templating import number
 
-_BUSY = 0.5  # of its cores: what else was running took time from the contenders
+_BUSY = 0.25  # of its cores: what else was running took time from the contenders
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,12 @@ def _caption(speed: Speed) -> Iterator[str]:
 
 def how_busy(speed: Speed) -> str | None:
     """Return what must be known of figures taken beside other work, None of those on idle cores."""
-    load, cores = speed.context.get("load", 0.0), speed.context.get("hardware", {}).get("cores", 1)
-    if load <= _BUSY * cores:
+    in_use = speed.context.get("cores_in_use_before", 0.0)
+    cores = speed.context.get("hardware", {}).get("cores", 1)
+    if in_use <= _BUSY * cores:
         return None
     return (
-        f"The machine was busy with other work when this was measured (load {load:.1f} on {cores} "
+        f"The machine was busy with other work when this was measured ({in_use:.1f} of {cores} "
         "cores): every figure is worse than on an idle one, torch's most of all. Run "
         "`dvc repro --force --single-item benchmark` when it is idle."
     )

@@ -1,7 +1,6 @@
 """DVC stage `benchmark`: the encoder's speed in torch and in each exported file."""
 
 import logging
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ METRICS, PLOTS = Path("artifacts/metrics/benchmark.json"), Path("artifacts/plots
 
 def main(params: Params, arguments: list[str]) -> None:
     import onnxruntime
+    import psutil
     import torch
 
     from mae.export.benchmark import measure_speed
@@ -27,7 +27,8 @@ def main(params: Params, arguments: list[str]) -> None:
     from mae.model.artifact import read_info
     from mae.provenance import context
 
-    started, load = time.monotonic(), os.getloadavg()[0]
+    in_use = psutil.cpu_percent(interval=1.0) / 100 * (psutil.cpu_count() or 1)
+    started = time.monotonic()
     speed = measure_speed(PRETRAINED, EXPORTED, params.benchmark, params.runtime.device)
     about = context(
         "benchmark",
@@ -38,7 +39,7 @@ def main(params: Params, arguments: list[str]) -> None:
         seconds=time.monotonic() - started,
     )
     about["versions"]["onnxruntime"] = onnxruntime.__version__
-    about["load"] = round(load, 2)
+    about["cores_in_use_before"] = round(in_use, 2)
     write_json(RESULT, replace(speed, context=about).to_dict())
     write_timings(PLOTS / "latency.csv", speed)
     draw_speed(speed, PLOTS / "speed.png")

@@ -323,6 +323,6 @@ def test_stage_writes_all_of_its_files(project: Path) -> None:
     assert Speed.from_dict(content).numbers() == metrics
     assert content["context"]["params"]["benchmark"]["batches"] == [1]
     assert content["context"]["versions"]["onnxruntime"]
-    assert content["context"]["load"] >= 0
+    assert content["context"]["cores_in_use_before"] >= 0
     plots = sorted(path.name for path in (project / "artifacts/plots/benchmark").iterdir())
     assert plots == ["latency.csv", "speed.png"]

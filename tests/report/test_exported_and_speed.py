@@ -74,12 +74,12 @@ def test_on_a_gpu_each_is_beside_torch_on_its_own_device() -> None:
 def test_figures_of_a_busy_machine_are_pointed_out(copy: Path) -> None:
     path = copy / "artifacts/benchmark/latency.json"
     content = read_json(path)
-    content["context"]["load"] = 0.9
+    content["context"]["cores_in_use_before"] = 0.4
     write_json(path, content)
     assert "busy" not in build(copy)[0]
-    content["context"]["load"] = 8.44
+    content["context"]["cores_in_use_before"] = 1.84
     write_json(path, content)
-    assert "(load 8.4 on 2 cores)" in words(build(copy)[0])
+    assert "(1.8 of 2 cores)" in words(build(copy)[0])
 
 
 def test_older_artifacts_without_either(copy: Path) -> None:
