@@ -12,8 +12,9 @@ import typer
 
 from mae import __version__
 from mae.cli_data import data_app, print_table
-from mae.cli_embed import Device, classify, embed, search_app
+from mae.cli_embed import classify, embed, search_app
 from mae.cli_export import export
+from mae.cli_options import DEVICE, Device
 from mae.cli_runs import runs_app
 from mae.cli_serve import serve
 from mae.cli_weights import weights_app
@@ -74,7 +75,7 @@ def reconstruct(
             min=1, help="Look at all images, list so many of the highest loss, and draw these."
         ),
     ] = None,
-    device: Annotated[Device, typer.Option(help="auto takes a GPU where one works.")] = Device.auto,
+    device: Annotated[Device, DEVICE] = Device.auto,
 ) -> None:
     """Draw original, masked image, reconstruction and error, one image a row.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mae.cli_options import DEVICE, Device
 from mae.errors import Interrupted, ParamsError
 
 if TYPE_CHECKING:
@@ -21,12 +22,6 @@ class FeatureName(StrEnum):
     mean = "mean"
 
 
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
 class Split(StrEnum):
     train = "train"
     val = "val"
@@ -34,9 +29,6 @@ class Split(StrEnum):
 
 
 search_app = typer.Typer(help="Find the images that are most like others.", no_args_is_help=True)
-
-ENCODER = "encoder.onnx"
-CLASSIFIER = "classifier.onnx"
 
 _MODEL = typer.Option(
     help="The .onnx file, the folder it is in, or a registered name such as champion."
@@ -46,7 +38,6 @@ _IMAGES = typer.Option(
 )
 _SPLIT = typer.Option(help="Of sharded data, one split and not all.")
 _BATCH = typer.Option(min=1, help="Images at a time.")
-_DEVICE = typer.Option(help="auto takes a GPU where one works.")
 _WORKERS = typer.Option(min=1, help="Threads that decode images.")
 _THREADS = typer.Option(min=0, help="Threads of the model on a CPU; 0: as onnxruntime sees fit.")
 _TENSORRT = typer.Option(help="On a GPU, let TensorRT compile the model first: minutes, once.")
@@ -66,7 +57,7 @@ def embed(
         FeatureName, typer.Option(help="Class token, or mean of the patch tokens.")
     ] = FeatureName.cls,
     split: Annotated[Split | None, _SPLIT] = None,
-    device: Annotated[Device, _DEVICE] = Device.auto,
+    device: Annotated[Device, DEVICE] = Device.auto,
     workers: _Workers = WORKERS,
     threads: Annotated[int, _THREADS] = 0,
     tensorrt: Annotated[bool, _TENSORRT] = False,
@@ -83,7 +74,7 @@ def embed(
     from mae.export.session import EncoderSession
 
     session = EncoderSession(
-        model_file(model, ENCODER),
+        model_file(model),
         device.value,
         threads=threads,
         tensorrt=tensorrt,
@@ -111,7 +102,7 @@ def classify(
     top: Annotated[int, typer.Option(min=1, help="Classes told of each image.")] = 5,
     batch: Annotated[int, _BATCH] = 32,
     split: Annotated[Split | None, _SPLIT] = None,
-    device: Annotated[Device, _DEVICE] = Device.auto,
+    device: Annotated[Device, DEVICE] = Device.auto,
     workers: _Workers = WORKERS,
     threads: Annotated[int, _THREADS] = 0,
     tensorrt: Annotated[bool, _TENSORRT] = False,
@@ -124,11 +115,11 @@ def classify(
     goes on where it was when the same command is given again.
     """
     from mae.export.classify import classify_images
-    from mae.export.models import model_file
+    from mae.export.models import CLASSIFIER_FILE, model_file
     from mae.export.session import ClassifierSession
 
     session = ClassifierSession(
-        model_file(model, CLASSIFIER),
+        model_file(model, CLASSIFIER_FILE),
         device.value,
         threads=threads,
         tensorrt=tensorrt,
@@ -194,7 +185,7 @@ def query(
     out: Annotated[
         Path | None, typer.Option(help="A .png with the images found, or a .csv of their names.")
     ] = None,
-    device: Annotated[Device, _DEVICE] = Device.auto,
+    device: Annotated[Device, DEVICE] = Device.auto,
     workers: _Workers = WORKERS,
 ) -> None:
     """Print the images of an index that are most like an image, and draw them."""
@@ -210,7 +201,7 @@ def query(
     from mae.export.session import EncoderSession
 
     searched = SearchIndex.open(index)
-    session = EncoderSession(model_file(model, ENCODER), device.value)
+    session = EncoderSession(model_file(model), device.value)
     answers, rejected = search_images(session, searched, image, k, workers)
     _print_answers(answers)
     for one in rejected:

@@ -2,19 +2,14 @@
 
 import ipaddress
 import logging
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mae.cli_options import DEVICE, Device
+
 LOG = logging.getLogger(__name__)
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def serve(
@@ -50,7 +45,7 @@ def serve(
         int, typer.Option(min=0, help="Of an inference; 0 leaves it to onnxruntime.")
     ] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 2,
-    device: Annotated[Device, typer.Option(help="auto takes a GPU where one works.")] = Device.auto,
+    device: Annotated[Device, DEVICE] = Device.auto,
     reload_seconds: Annotated[
         float, typer.Option(min=0, help="Between two looks for a newer model; 0: never.")
     ] = 10,

@@ -19,6 +19,7 @@ from mae.export.held_out import (
     held_out_images,
     levels_apart,
 )
+from mae.export.models import CLASSIFIER_FILE, ENCODER_FILE
 from mae.export.onnx_export import PixelClassifier, PixelEncoder, PixelModel, write_onnx
 from mae.export.parity import (
     Answers,
@@ -40,12 +41,11 @@ from mae.training.devices import resolve_device
 LOG = logging.getLogger(__name__)
 
 FILES: dict[OnnxPrecision, str] = {
-    "fp32": "encoder.onnx",
+    "fp32": ENCODER_FILE,
     "fp16": "encoder.fp16.onnx",
     "int8": "encoder.int8.onnx",
     "int8_static": "encoder.int8_static.onnx",
 }
-CLASSIFIER = "classifier.onnx"
 ABOUT = "export.json"
 FORMAT = 1
 
@@ -177,9 +177,9 @@ class Export:
             metrics=self.about.metrics | {"classifier": {"accuracy": learned.accuracy}},
         )
         model = PixelClassifier(learned.classifier, about.statistics, self.resize)
-        self._write_fp32(folder / CLASSIFIER, model, about)
+        self._write_fp32(folder / CLASSIFIER_FILE, model, about)
         expected = [torch_answers(model, images) for images in self.forms]
-        self._admit(folder / CLASSIFIER, "fp32", "classifier", expected)
+        self._admit(folder / CLASSIFIER_FILE, "fp32", "classifier", expected)
 
     def _writers(self) -> dict[OnnxPrecision, Callable[[Path], None]]:
         keep = self.params.export.keep_float

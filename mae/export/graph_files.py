@@ -1,6 +1,7 @@
 """ONNX files on disk: one file, or above two gigabytes a graph with its weights beside it."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -57,9 +58,12 @@ def external_data_files(path: Path) -> list[Path]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except Exception:  # protobuf's, whose class differs from version to version
         raise CheckpointError(f"{path} is not an ONNX file, or a damaged one") from None
-    names = {
-        ExternalDataInfo(tensor).location
-        for tensor in model.graph.initializer
-        if uses_external_data(tensor)
-    }
+    names = {weights.location for weights in external_weights(model)}
     return [path.with_name(name) for name in sorted(names)]
+
+
+def external_weights(model: onnx.ModelProto) -> Iterator[ExternalDataInfo]:
+    """Yield where each of the weights lies that a graph keeps outside its file."""
+    for tensor in model.graph.initializer:
+        if uses_external_data(tensor):
+            yield ExternalDataInfo(tensor)

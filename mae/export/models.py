@@ -8,6 +8,8 @@ from typing import Protocol
 
 from mae.errors import CheckpointError, MaestroError
 
+ENCODER_FILE, CLASSIFIER_FILE = "encoder.onnx", "classifier.onnx"
+
 GROUP = "maestro.models"
 
 
@@ -53,7 +55,7 @@ class FileSource:
         return self.path
 
 
-def open_source(name: str, file: str = "encoder.onnx") -> ModelSource:
+def open_source(name: str, file: str = ENCODER_FILE) -> ModelSource:
     """Return the source of the model `name`: a path, or what a registry calls so.
 
     A path is an .onnx file, or a folder that holds `file`. Registries are the entry points of
@@ -78,7 +80,7 @@ def open_source(name: str, file: str = "encoder.onnx") -> ModelSource:
     raise CheckpointError(f"there is no file and no registered model {name!r}{names}")
 
 
-def model_file(name: str, file: str = "encoder.onnx") -> Path:
+def model_file(name: str, file: str = ENCODER_FILE) -> Path:
     """Return the file of the model `name` as it is now, for whoever needs it once."""
     source = open_source(name, file)
     return source.fetch(source.current())

@@ -162,12 +162,9 @@ def _why_not(path: Path, error: Exception, version: str) -> str:
 
 def _why_not_data(path: Path, model: Any) -> str | None:
     """Return what is wrong with the weights that lie beside the graph, None where nothing is."""
-    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+    from mae.export.graph_files import external_weights
 
-    for tensor in model.graph.initializer:
-        if not uses_external_data(tensor):
-            continue
-        about = ExternalDataInfo(tensor)
+    for about in external_weights(model):
         data = path.parent / about.location
         if not data.is_file():
             return (

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mae.errors import CheckpointError, MaestroError
 from mae.export.images import View
-from mae.export.models import ModelSource, open_source
+from mae.export.models import CLASSIFIER_FILE, ENCODER_FILE, ModelSource, open_source
 from mae.export.search import SearchIndex
 from mae.export.serving.batching import Answer
 from mae.export.serving.measures import Measures
@@ -150,9 +150,9 @@ class Deployment:
         self._measures = measures
         self._index_stamp = _stamp(settings.index)
         self._index_note: str | None = None
-        self._watched = {ENCODER: _Watched(open_source(settings.model, "encoder.onnx"))}
+        self._watched = {ENCODER: _Watched(open_source(settings.model, ENCODER_FILE))}
         if settings.classifier is not None:
-            source = open_source(settings.classifier, "classifier.onnx")
+            source = open_source(settings.classifier, CLASSIFIER_FILE)
             self._watched[CLASSIFIER] = _Watched(source)
         first = {
             role: deploy(role, watched.source, watched.source.current(), settings)
